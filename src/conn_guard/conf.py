@@ -78,7 +78,7 @@ def parse(raw: object) -> tuple[Settings, list[Problem]]:
             continue
         try:
             values[key.lower()] = _READERS[key](value)
-        except _Wrong as wrong:
+        except _WrongValueError as wrong:
             message = f"CONN_GUARD[{key!r}] is {reprlib.repr(value)}, not {wrong.wanted}."
             problems.append(Problem("E003", message, wrong.hint))
     return Settings(**values), problems
@@ -108,7 +108,7 @@ def problems() -> list[Problem]:
 
 
 def parse_duration(text: str) -> timedelta:
-    """Return the duration that *text* names: ``90``, ``0.5s``, ``90s``, ``10m``, ``2h`` or ``1d``; ValueError otherwise."""
+    """Return the duration that *text* names: ``90``, ``0.5s``, ``90s``, ``10m``, ``2h`` or ``1d``, or raise ValueError."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text, re.ASCII)
     if match is None:
         raise ValueError(f"{text!r} is not a duration: write 90s, 10m, 2h or 1d.")
@@ -133,7 +133,7 @@ def _load() -> tuple[Settings, list[Problem]]:
     return cached[1]
 
 
-class _Wrong(Exception):
+class _WrongValueError(Exception):
     def __init__(self, wanted: str, hint: str) -> None:
         self.wanted = wanted
         self.hint = hint
@@ -150,7 +150,7 @@ def _choice(*choices: object) -> Callable[[object], object]:
             if type(value) is type(choice) and value == choice:
                 return choice
         named = [repr(choice) for choice in choices]
-        raise _Wrong(f"{', '.join(named[:-1])} or {named[-1]}", f"Write {named[0]}, which is the default.")
+        raise _WrongValueError(f"{', '.join(named[:-1])} or {named[-1]}", f"Write {named[0]}, which is the default.")
 
     return read
 
@@ -158,20 +158,20 @@ def _choice(*choices: object) -> Callable[[object], object]:
 def _boolean(value: object) -> bool:
     if isinstance(value, bool):
         return value
-    raise _Wrong("True or False", "Write True or False, without quotes.")
+    raise _WrongValueError("True or False", "Write True or False, without quotes.")
 
 
 def _duration(value: object) -> timedelta:
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise _Wrong("a duration", "Write timedelta(minutes=10), or 600 for seconds.")
+        raise _WrongValueError("a duration", "Write timedelta(minutes=10), or 600 for seconds.")
     try:
         usable = math.isfinite(seconds) and seconds > 0
         duration = timedelta(seconds=seconds) if usable else timedelta(0)
     except OverflowError:
         usable = False
     if not usable:
-        raise _Wrong("a duration above zero", "Write timedelta(minutes=10), or 600 for seconds.")
+        raise _WrongValueError("a duration above zero", "Write timedelta(minutes=10), or 600 for seconds.")
     return duration
 
 
@@ -183,22 +183,17 @@ def _duration_or(*words: object) -> Callable[[object], object]:
 
 
 def _names(value: object) -> tuple[str, ...]:
-    if (
-        isinstance(value, Sequence)
-        and not isinstance(value, (str, bytes))
-        and all(isinstance(name, str) for name in value)
-    ):
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and all(isinstance(name, str) for name in value):
         return tuple(value)
-    raise _Wrong("a list of application names", 'Write a list of globs, such as ["psql*", "pg_*"].')
+    raise _WrongValueError("a list of application names", 'Write a list of globs, such as ["psql*", "pg_*"].')
 
 
 def _pooler(value: object) -> Mapping[str, object]:
     if isinstance(value, Mapping) and all(
-        isinstance(alias, str) and isinstance(mode, str) and mode in ("session", "transaction")
-        for alias, mode in value.items()
+        isinstance(alias, str) and isinstance(mode, str) and mode in ("session", "transaction") for alias, mode in value.items()
     ):
         return dict(value)
-    raise _Wrong('a dict of aliases to "session" or "transaction"', 'Write {"default": "transaction"}.')
+    raise _WrongValueError('a dict of aliases to "session" or "transaction"', 'Write {"default": "transaction"}.')
 
 
 def _budget(value: object) -> Budget | None:
@@ -213,14 +208,14 @@ def _budget(value: object) -> Budget | None:
         and value.get("other", 0) >= 0
     ):
         return Budget(**value)
-    raise _Wrong("None or a dict of counts", 'Write {"processes": 4, "threads": 8, "other": 10}.')
+    raise _WrongValueError("None or a dict of counts", 'Write {"processes": 4, "threads": 8, "other": 10}.')
 
 
 _READERS: dict[object, Callable[[object], object]] = {
     "CLOSE": _choice("auto", "always", "never"),
     "CLOSE_WITH_OWNER": _boolean,
     "ENGINE_IDLE_FOR": _duration_or("auto", None),
-    "STAMP_ORIGIN": _choice(False, "pid", "view"),
+    "STAMP_ORIGIN": _choice(False, "pid", "view"),  # noqa: FBT003
     "REPORT_HELD_FOR": _duration_or(None),
     "REAP_IDLE_FOR": _duration,
     "REAP_IDLE_IN_TRANSACTION_FOR": _duration_or(None),

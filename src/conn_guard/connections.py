@@ -1,0 +1,377 @@
+"""Who owns a connection and when it ends: this room holds the only code that closes the application's connections.
+
+A connection is owned by the thread that opened it or, on an event loop's thread, by the async contexts that can see it.
+The owner is an object that CPython drops together with the thread or the last of those contexts, at once and without the
+garbage collector; its finalizer closes what it owned. Two rules follow for everything that a finalizer may run: it takes no
+lock that its thread may hold, and it never asks for ``threading.current_thread()``, directly or by logging, which would
+register a dummy thread for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import inspect
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from weakref import WeakKeyDictionary, WeakSet, ref
+
+from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.db import connections
+from django.db.backends.signals import connection_created
+
+from conn_guard import conf
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+logger = logging.getLogger("conn_guard.middleware")
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def watch() -> None:
+    """Give every connection that is opened from now on an owner; calling it again changes nothing."""
+    connection_created.connect(_own, dispatch_uid="conn_guard.connections")
+
+
+def _own(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
+    """Receive ``connection_created``. It never raises: Django would be left with a half-made connection in use."""
+    try:
+        if _is_lent(connection):
+            return
+        scope = _scope.get()
+        if scope is not None and not scope.finished:
+            scope.opened[connection] = threading.get_ident()
+        if not conf.current().close_with_owner:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            owner = _thread_owner()
+            owner.wrappers.add(connection)
+            owner.scope = scope
+        else:
+            _own_in_contexts(connection, loop)
+    except Exception:
+        logger.exception("The connection %r got no owner.", connection.alias)
+
+
+# Owners
+
+
+class _ThreadOwner:
+    """What one thread opened, held by its ``threading.local`` alone, so that it goes when the thread goes."""
+
+    def __init__(self) -> None:
+        self.wrappers: WeakSet[BaseDatabaseWrapper] = WeakSet()
+        self.pid = os.getpid()
+        self.scope: RequestScope | None = None
+
+    def __del__(self, getpid: Callable[[], int] = os.getpid, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # A forked child must not end its parent's sessions, and a process that ends takes its sessions along.
+        if getpid() != self.pid or finalizing():
+            return
+        for wrapper in list(self.wrappers):
+            _abandon(wrapper)
+        if self.scope is not None:
+            self.scope.tell_if_unfinished()
+
+
+class _ContextOwner:
+    """One connection opened on an event loop's thread, held by every context that can see it."""
+
+    def __init__(self, wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLoop) -> None:
+        self.wrapper = ref(wrapper)
+        self.loop = ref(loop)
+        self.pid = os.getpid()
+
+    def __del__(self, getpid: Callable[[], int] = os.getpid, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        wrapper, loop = self.wrapper(), self.loop()
+        if getpid() != self.pid or finalizing() or wrapper is None:
+            return
+        if loop is None or loop.is_closed():
+            _abandon_outside_transaction(wrapper)
+            return
+        # The last context may be dropped by any thread and inside any allocation: the loop closes, in its own time.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_abandon_outside_transaction, wrapper)
+
+
+_local = threading.local()
+_context_owners: contextvars.ContextVar[tuple[_ContextOwner, ...]] = contextvars.ContextVar("conn_guard_owners", default=())
+
+
+def _thread_owner() -> _ThreadOwner:
+    owner: _ThreadOwner | None = getattr(_local, "owner", None)
+    if owner is None or owner.pid != os.getpid():
+        owner = _local.owner = _ThreadOwner()
+    return owner
+
+
+def _own_in_contexts(wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLoop) -> None:
+    """Let every context that can see *wrapper* own it, not only the one that happened to open it.
+
+    A task may have touched the wrapper before it started the task that opens it, and may be in an atomic block on it when
+    that one ends. Python tells the contexts of other tasks from 3.12 on; before, the context that opens is the owner.
+    """
+    if any(owner.wrapper() is wrapper for owner in _context_owners.get()):
+        return
+    owner = _ContextOwner(wrapper, loop)
+    _hold(owner)
+    if sys.version_info >= (3, 12):
+        current = asyncio.current_task(loop)
+        for task in asyncio.all_tasks(loop):
+            if task is not current:
+                # RuntimeError: that context is the one we are in, which holds the owner already.
+                with contextlib.suppress(RuntimeError):
+                    task.get_context().run(_hold_where_seen, owner, wrapper)
+
+
+def _hold(owner: _ContextOwner) -> None:
+    _context_owners.set((*_context_owners.get(), owner))
+
+
+def _hold_where_seen(owner: _ContextOwner, wrapper: BaseDatabaseWrapper) -> None:
+    if any(seen is wrapper for seen in connections.all(initialized_only=True)):
+        _hold(owner)
+
+
+# Closing
+
+
+def _is_lent(wrapper: Any) -> bool:
+    """Return whether *wrapper* is shared between threads on purpose, as LiveServerTestCase does: its lender closes it.
+
+    ``allow_thread_sharing`` says the same, but takes a lock that the thread of a finalizer may hold.
+    """
+    return bool(wrapper._thread_sharing_count)
+
+
+def _abandon(wrapper: Any) -> None:
+    """Close *wrapper*, whose owner is gone, and stay silent: a finalizer can neither raise nor log."""
+    if wrapper.connection is None or _is_lent(wrapper):
+        return
+    with contextlib.suppress(Exception):
+        if wrapper._thread_ident == threading.get_ident():
+            wrapper.close()
+        else:
+            wrapper.inc_thread_sharing()
+            try:
+                wrapper.close()
+            finally:
+                wrapper.dec_thread_sharing()
+
+
+def _abandon_outside_transaction(wrapper: BaseDatabaseWrapper) -> None:
+    """Close *wrapper*, or leave it to the loop's thread where a task that can't be told may be in a transaction on it."""
+    if wrapper.connection is not None and in_transaction(wrapper):
+        _thread_owner().wrappers.add(wrapper)
+    else:
+        _abandon(wrapper)
+
+
+def in_transaction(wrapper: BaseDatabaseWrapper) -> bool:
+    """Return whether *wrapper* is in an atomic block, has another autocommit than its settings ask for, or is in a
+    transaction that only the driver knows of, such as a raw BEGIN. PostgreSQL and SQLite tell the latter, others don't.
+
+    **Source:** libpq's PQTRANS_INTRANS and PQTRANS_INERROR are 2 and 3.
+    """
+    if wrapper.in_atomic_block or wrapper.autocommit != wrapper.settings_dict["AUTOCOMMIT"]:
+        return True
+    raw: Any = wrapper.connection
+    status = getattr(getattr(raw, "info", None), "transaction_status", None)
+    return status in (2, 3) if status is not None else getattr(raw, "in_transaction", False) is True
+
+
+def _close(wrapper: BaseDatabaseWrapper) -> None:
+    try:
+        wrapper.close()
+        # Closing inside an atomic block that nobody will leave makes Django refuse every later query of this thread.
+        if wrapper.in_atomic_block and _is_current(wrapper):
+            del connections[wrapper.alias]
+    except Exception:
+        logger.exception("The connection %r could not be closed.", wrapper.alias)
+
+
+def _close_if_unusable_or_obsolete(wrapper: BaseDatabaseWrapper) -> None:
+    try:
+        wrapper.close_if_unusable_or_obsolete()
+    except Exception:
+        logger.exception("The connection %r could not be closed.", wrapper.alias)
+
+
+def _is_current(wrapper: BaseDatabaseWrapper) -> bool:
+    return any(current is wrapper for current in connections.all(initialized_only=True))
+
+
+# The end of a request
+
+
+class RequestScope:
+    """The connections of one request: those that it found open, and those that it opened, with the thread of each."""
+
+    def __init__(self, *, view: Callable[[], str], keep_persistent: bool, close_found: bool = False) -> None:
+        """Begin a request. *view* names it. *keep_persistent*: what CONN_MAX_AGE keeps stays open. *close_found*: what the
+        request found open is closed as well.
+        """
+        self.opened: WeakKeyDictionary[BaseDatabaseWrapper, int] = WeakKeyDictionary()
+        self.found: WeakSet[BaseDatabaseWrapper] = WeakSet()
+        self.found_in_transaction: WeakSet[BaseDatabaseWrapper] = WeakSet()
+        self.view = view
+        self.keep_persistent = keep_persistent
+        self.close_found = close_found
+        self.finished = False
+        _scope.set(self)
+
+    def look(self) -> None:
+        """Note what is open on this thread before the request runs on it."""
+        for wrapper in connections.all(initialized_only=True):
+            if wrapper.connection is not None:
+                self.found.add(wrapper)
+                if in_transaction(wrapper):
+                    self.found_in_transaction.add(wrapper)
+
+    def end(self) -> None:
+        """Close what the request leaves on this thread; what it found in a transaction is not its own to end."""
+        here = threading.get_ident()
+        opened = [wrapper for wrapper, ident in list(self.opened.items()) if ident == here]
+        for wrapper in {*opened, *self.found} - set(self.found_in_transaction):
+            if wrapper.connection is None or _is_lent(wrapper):
+                continue
+            if in_transaction(wrapper):
+                message = "%s left a transaction open on %r; it is rolled back with its connection."
+                logger.warning(message, self.view(), wrapper.alias)
+                _close(wrapper)
+            elif wrapper not in self.opened:
+                if self.close_found:
+                    _close(wrapper)
+            elif self.keep_persistent:
+                _close_if_unusable_or_obsolete(wrapper)
+            else:
+                _close(wrapper)
+
+    async def aend(self) -> None:
+        """Do what :meth:`end` does, on the event loop's thread and on the one that runs the request's synchronous code."""
+        here = threading.get_ident()
+        self.end()
+        if any(ident != here and wrapper.connection is not None for wrapper, ident in list(self.opened.items())):
+            await sync_to_async(self.end, thread_sensitive=True)()
+
+    def finish(self) -> None:
+        """End for the last time: the response is closed."""
+        self.finished = True
+        self.end()
+        if _scope.get() is self:
+            _scope.set(None)
+        del self.view  # It holds the request, and a thread that lives on may hold this scope.
+
+    def tell_if_unfinished(self) -> None:
+        """Log that the response was never closed. Called by the finalizer of the thread, which must not log itself."""
+        if self.finished:
+            return
+        self.finished = True
+        # A thread of its own, because logging in a dying one registers a dummy thread; at exit there may be none.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=self._tell, name="conn_guard", daemon=True).start()
+
+    def _tell(self) -> None:
+        logger.info(
+            "The response of %s was never closed: the server's send raised, or the client left. "
+            "Its connection is closed; in Django alone it would stay open, idle, until the garbage collector runs.",
+            self.view(),
+        )
+
+
+_scope: contextvars.ContextVar[RequestScope | None] = contextvars.ContextVar("conn_guard_scope", default=None)
+
+
+# The public helpers
+
+
+@contextmanager
+def pin(alias: str = "default") -> Iterator[None]:
+    """Forbid the engine to close or replace this thread's connection of *alias*, for state that no query can tell of.
+
+    Only ``conn_guard.engine`` ends connections of living threads, so with another engine there is nothing to forbid.
+    """
+    wrapper: Any = connections[alias]
+    wrapper.conn_guard_pins = getattr(wrapper, "conn_guard_pins", 0) + 1
+    try:
+        yield
+    finally:
+        wrapper.conn_guard_pins -= 1
+
+
+class _Closing:
+    """Close this thread's connections at the end, whatever happens; outside atomic blocks."""
+
+    def __init__(self) -> None:
+        conf.require()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        close_all()
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        close_all()
+        await sync_to_async(close_all, thread_sensitive=True)()
+
+    def __call__(self, function: _Function) -> _Function:
+        if iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def closing_async(*args: Any, **kwargs: Any) -> Any:
+                async with self:
+                    return await function(*args, **kwargs)
+
+            return cast("_Function", closing_async)
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"closing_connections can't decorate the generator function {function.__qualname__!r}, whose body runs "
+                "after the call: write 'with closing_connections():' inside it."
+            )
+
+        @functools.wraps(function)
+        def closing(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return cast("_Function", closing)
+
+
+@overload
+def closing_connections() -> _Closing: ...
+@overload
+def closing_connections(function: _Function) -> _Function: ...
+def closing_connections(function: _Function | None = None) -> _Closing | _Function:
+    """Return a context manager and decorator, sync and async, that closes this thread's connections at its end.
+
+    For code that no request surrounds: threads, jobs, schedulers, commands. It closes on success and on error, every alias,
+    also what ``connection.copy()`` made, and leaves a connection that is inside an atomic block alone.
+    Raises ImproperlyConfigured where CONN_GUARD is wrong.
+    """
+    return _Closing() if function is None else _Closing()(function)
+
+
+def close_all() -> None:
+    """Close every connection of this thread that is open and outside an atomic block."""
+    for wrapper in {*connections.all(initialized_only=True), *_thread_owner().wrappers}:
+        if wrapper.connection is not None and not wrapper.in_atomic_block and not _is_lent(wrapper):
+            _close(wrapper)

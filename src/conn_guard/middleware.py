@@ -1,0 +1,143 @@
+"""Where Django's requests pass: this room holds the middleware, which is wiring around one RequestScope."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.core.handlers.asgi import ASGIRequest
+from django.http import FileResponse
+
+from conn_guard import conf, connections
+from conn_guard.connections import RequestScope
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest
+    from django.http.response import HttpResponseBase
+
+
+class ConnectionGuardMiddleware:
+    """End a request's connections when the request ends. Put it first in MIDDLEWARE.
+
+    Raises ImproperlyConfigured where CONN_GUARD is wrong.
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        conf.require()
+        connections.watch()
+        self.get_response = get_response
+        self.is_async = iscoroutinefunction(get_response)
+        if self.is_async:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        if self.is_async:
+            return self.__acall__(request)
+        scope = _scope(request)
+        if scope is None:
+            return self.get_response(request)  # type: ignore[no-any-return]
+        scope.look()
+        try:
+            response = _attach(self.get_response(request), scope)
+        except BaseException:
+            scope.finish()
+            raise
+        if _is_ready(response):
+            scope.end()
+        return response
+
+    async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
+        scope = _scope(request)
+        if scope is None:
+            return await self.get_response(request)  # type: ignore[no-any-return]
+        try:
+            response = _attach(await self.get_response(request), scope)
+        except BaseException:
+            # Cancelled: the thread of the request's synchronous code may still be busy, and closes what it owns as it ends.
+            scope.finish()
+            raise
+        if _is_ready(response):
+            await scope.aend()
+        return response
+
+
+def _scope(request: HttpRequest) -> RequestScope | None:
+    close = conf.current().close
+    if close == "never":
+        return None
+    return RequestScope(
+        view=functools.partial(_view_of, request),
+        keep_persistent=close == "auto" and not isinstance(request, ASGIRequest),
+        close_found=close == "always",
+    )
+
+
+def _view_of(request: HttpRequest) -> str:
+    """Return the dotted path of the view, with the name of its URL where it has one, or the path where none was found."""
+    match = request.resolver_match
+    if match is None:
+        return request.path
+    return f"{match._func_path} ({match.view_name})" if match.url_name else match._func_path
+
+
+def _is_ready(response: HttpResponseBase) -> bool:
+    """Return whether sending *response* needs no connection, so that a slow client need not hold one."""
+    return not response.streaming or isinstance(response, FileResponse)
+
+
+def _attach(response: HttpResponseBase, scope: RequestScope) -> HttpResponseBase:
+    """Let *scope* end with the body of *response* where that is a stream, and finish when it is closed."""
+    response.close = _Close(response, scope)  # type: ignore[method-assign]
+    if not _is_ready(response):
+        stream = _astream if getattr(response, "is_async", False) else _stream
+        response.streaming_content = stream(response.streaming_content, scope)  # type: ignore[attr-defined]
+    return response
+
+
+def _stream(content: Iterator[bytes], scope: RequestScope) -> Iterator[bytes]:
+    try:
+        yield from content
+    finally:
+        scope.end()
+
+
+async def _astream(content: AsyncIterator[bytes], scope: RequestScope) -> AsyncIterator[bytes]:
+    try:
+        async for part in content:
+            yield part
+    finally:
+        await scope.aend()
+
+
+class _Close:
+    """The ``close()`` of one response: Django's, and then the last end of the request's connections.
+
+    Whatever queries in a ``close()`` or in a receiver of ``request_finished`` has run by then. It refers to the response
+    weakly, since a cycle would leave every response to the garbage collector.
+    """
+
+    def __init__(self, response: HttpResponseBase, scope: RequestScope | None) -> None:
+        self.response = weakref.ref(response)
+        self.own: Callable[[], None] | None = vars(response).get("close")
+        self.scope = scope
+
+    def __call__(self) -> None:
+        response = self.response()
+        try:
+            if self.own is not None:
+                self.own()
+            elif response is not None:
+                type(response).close(response)
+        finally:
+            if self.scope is not None:
+                self.scope.finish()
+
+    def __reduce__(self) -> tuple[type[_Close], tuple[HttpResponseBase | None, None]]:
+        # A cache middleware above ours pickles the response: what it restores belongs to no request.
+        return type(self), (self.response(), None)
