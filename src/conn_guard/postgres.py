@@ -1,0 +1,375 @@
+"""Every SQL statement of ours and the reaper's own session: this room holds all that is ever sent to a server."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from django.db import Error, connections
+from django.db.backends.postgresql.base import DatabaseWrapper
+
+from conn_guard.origins import unstamped
+from conn_guard.sessions import REAPER_APPLICATION, Session, State, last_statement
+
+logger = logging.getLogger("conn_guard.postgres")
+
+# libpq invents nothing: the pid of the server that answered the log-in. A pooler gives its clients a pid of its own, so a
+# difference means that this is no session of ours alone, and whatever we SET or lock would stay on somebody else's.
+BACKEND_PID = "SELECT pg_catalog.pg_backend_pid()"
+
+# search_path: nobody's function may stand before the catalogue's. Timeouts: a reaper that hangs holds the lock against the
+# next one. idle_session_timeout: --every must outlive the very setting that we recommend. TimeZone and DateStyle need no
+# value, because instants travel as whole microseconds.
+PREPARE = """
+SELECT set_config('search_path', 'pg_catalog', false),
+       set_config('statement_timeout', '10s', false),
+       set_config('lock_timeout', '5s', false),
+       set_config('idle_in_transaction_session_timeout', '10s', false),
+       set_config('idle_session_timeout', '0', false)
+"""
+
+# session_user, not current_user: whoever logged in is who the sessions of the application belong to.
+IDENTITY = """
+SELECT session_user::text, current_database()::text, current_setting('server_version_num')::int,
+       (SELECT rolsuper FROM pg_roles WHERE rolname = session_user),
+       (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint
+"""
+
+# In a statement of its own: some providers revoke the function, and the error must cost nothing but the number.
+SYSTEM_IDENTIFIER = "SELECT system_identifier FROM pg_control_system()"
+
+# One read, all rows that belong to a database or a role. Instants leave as whole microseconds, so that no driver, no time
+# zone and no USE_TZ can change the value that SIGNAL compares. The query's text leaves only where it may say LISTEN or
+# carry our mark, and goes no further than last_statement(). pg_has_role(..., 'USAGE') is the test that the server itself
+# makes before it signals.
+LIST = """
+SELECT a.pid,
+       (extract(epoch FROM a.backend_start) * 1000000)::bigint,
+       a.backend_type,
+       a.usename::text,
+       a.datname::text,
+       coalesce(a.application_name, ''),
+       host(a.client_addr),
+       a.state,
+       (extract(epoch FROM a.state_change) * 1000000)::bigint,
+       (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
+       a.backend_type IS NULL,
+       a.pid = pg_backend_pid(),
+       coalesce(r.rolsuper, false),
+       pg_has_role(a.usesysid, 'USAGE') OR pg_has_role('pg_signal_backend', 'USAGE'),
+       a.xact_start IS NOT NULL OR a.backend_xid IS NOT NULL OR a.backend_xmin IS NOT NULL,
+       coalesce(a.wait_event_type = 'Client' AND a.wait_event = 'ClientRead', false),
+       CASE WHEN a.query ~* 'listen|conn_guard:holds-state' THEN a.query END
+FROM pg_stat_activity a
+LEFT JOIN pg_roles r ON r.oid = a.usesysid
+WHERE a.datid IS NOT NULL OR a.usesysid IS NOT NULL
+ORDER BY a.state_change NULLS LAST, a.pid
+"""
+
+# Read after LIST: whoever takes a lock in between moves its state_change and is spared by SIGNAL. No other kind of lock is a
+# sign of use: a committed serializable reader at rest still shows SIReadLock.
+ADVISORY_LOCK_HOLDERS = "SELECT DISTINCT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid IS NOT NULL"
+
+# From 16 on, and of this database only; 14 names the wrong pid here and 15 none. The schema pg_temp_N outlives its session,
+# so a relation in it is the proof.
+TEMP_TABLE_HOLDERS = """
+SELECT DISTINCT pg_stat_get_backend_pid(b)
+FROM pg_stat_get_backend_idset() AS b
+JOIN pg_namespace n ON n.nspname = 'pg_temp_' || b
+JOIN pg_class c ON c.relnamespace = n.oid AND c.relpersistence = 't'
+"""
+
+# One victim, in a transaction of its own. (pid, backend_start) says which session we judged: a pid alone may belong to
+# somebody else by now. An unchanged state_change says that it has not stirred since. wait_event is the one column that is
+# read live, so it catches a session that woke after the row was cached. The function with a pid, not the view: the view
+# forms every row before the first signal is sent.
+SIGNAL = """
+SELECT pg_terminate_backend(a.pid)
+FROM pg_stat_get_activity(%(pid)s::int) AS a
+WHERE a.pid <> pg_backend_pid()
+  AND a.backend_type = 'client backend'
+  AND a.backend_start = timestamptz 'epoch' + %(backend_start)s::bigint * interval '1 microsecond'
+  AND a.state_change = timestamptz 'epoch' + %(state_change)s::bigint * interval '1 microsecond'
+  AND a.state = %(state)s::text
+  AND (a.state <> 'idle' OR a.xact_start IS NULL AND a.backend_xid IS NULL AND a.backend_xmin IS NULL)
+  AND a.wait_event_type = 'Client' AND a.wait_event = 'ClientRead'
+"""
+
+STILL_THERE = """
+SELECT a.pid, (extract(epoch FROM a.backend_start) * 1000000)::bigint
+FROM pg_stat_activity a
+WHERE a.pid = ANY(%(pids)s::int[])
+"""
+
+# Of the session, never of a transaction: a transaction-level lock would hold a snapshot open and void SIGNAL's re-check.
+TRY_LOCK = "SELECT pg_try_advisory_lock(%(key)s::int, %(scope)s::int)"
+UNLOCK = "SELECT pg_advisory_unlock(%(key)s::int, %(scope)s::int)"
+LOCK_HOLDER = """
+SELECT l.pid, extract(epoch FROM clock_timestamp() - a.backend_start)::float8
+FROM pg_locks l
+LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+  AND l.classid::bigint = %(key)s::bigint AND l.objid::bigint = %(scope)s::bigint & 4294967295
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+LIMIT 1
+"""
+
+# max_connections less what an application can't have. current_setting with true: NULL where the server lacks the setting
+# (reserved_connections before 16, RDS's own anywhere else).
+SLOTS = """
+SELECT current_setting('max_connections')::int
+       - current_setting('superuser_reserved_connections')::int
+       - coalesce(current_setting('reserved_connections', true)::int, 0)
+       - coalesce(current_setting('rds.rds_superuser_reserved_connections', true)::int, 0),
+       (SELECT datconnlimit FROM pg_database WHERE datname = current_database())
+"""
+ROLE_LIMITS = "SELECT rolname::text, rolconnlimit FROM pg_roles WHERE rolconnlimit >= 0 AND NOT rolsuper"
+
+LOCK_KEY = 0x636F6E67
+"""The first half of the advisory lock's key; the second is a hash of the scope."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = timedelta(microseconds=1)
+
+# Keys of OPTIONS that belong to Django, a pool or the project's own habits; what is left are libpq's own.
+_NOT_OURS = {
+    "assume_role",
+    "autocommit",
+    "connection_factory",
+    "context",
+    "cursor_factory",
+    "isolation_level",
+    "pool",
+    "prepare_threshold",
+    "row_factory",
+    "server_side_binding",
+}
+_OURS = {
+    "application_name": REAPER_APPLICATION,
+    # Empty, not absent: libpq would take PGOPTIONS from the environment, and poolers refuse startup options.
+    "options": "",
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+
+class LostError(Exception):
+    """The reaper's own session ended before its time; the text is the server's words or the driver's."""
+
+
+class PooledError(Exception):
+    """A pooler answers for the server, so that no session of ours is ours alone."""
+
+
+class TooOldError(Exception):
+    """The server is older than the views and settings that a safe reaper needs."""
+
+
+class InTransactionError(Exception):
+    """A guarded signal was asked for inside a transaction, where the server would re-check a stale copy."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which server, database and login role a session belongs to; equal for two aliases that lead to the same place."""
+
+    system_identifier: int | None
+    started_us: int
+    login_role: str
+    database: str
+
+
+class OwnConnection(DatabaseWrapper):  # type: ignore[misc,unused-ignore]
+    """Django's stock engine without its first words: nothing is sent before the pooler check.
+
+    No receiver of ``connection_created`` hears of it either: a project's ``SET ROLE`` would mask the sessions that we
+    came for, and its owner would close what the reaper closes itself.
+    """
+
+    queries_logged = False  # with DEBUG, every statement would be kept in memory
+
+    def connect(self) -> None:
+        """Open the connection, in autocommit."""
+        self.connection = self.get_new_connection(self.get_connection_params())
+        self.set_autocommit(True)
+        self.run_on_commit = []
+
+
+def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an alias's *settings* as the reaper's own session needs them."""
+    options = {name: value for name, value in (settings.get("OPTIONS") or {}).items() if name not in _NOT_OURS}
+    return {
+        **settings,
+        "ENGINE": "django.db.backends.postgresql",
+        "AUTOCOMMIT": True,
+        "ATOMIC_REQUESTS": False,
+        "CONN_MAX_AGE": 0,
+        "CONN_HEALTH_CHECKS": False,
+        "TIME_ZONE": None,
+        "OPTIONS": {**options, **_OURS},
+    }
+
+
+class Server:
+    """A PostgreSQL server as the reaper's one session sees it; use it from one thread and close it."""
+
+    def __init__(self, alias: str, *, pooled: bool = False) -> None:
+        """Open a session for *alias*; *pooled* says that the project declared a pooler in session mode."""
+        self._connection = OwnConnection(own_settings(connections.settings[alias]), alias)
+        self._connection.ensure_connection()
+        try:
+            self._refuse_pooler(pooled=pooled)
+            if self._connection.pg_version < 140000:
+                raise TooOldError
+            self._row(PREPARE)
+            self.login_role, self.database, self.version_num, self.is_superuser, started_us = self._row(IDENTITY)
+            self.identity = Identity(self._system_identifier(), started_us, self.login_role, self.database)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def address(self) -> str:
+        """``role@host:port/database`` of this session; no password and no other part of a DSN."""
+        info = self._connection.connection.info
+        host = f"[{info.host}]" if ":" in (info.host or "") else info.host or "local"
+        return f"{self.login_role}@{host}:{info.port}/{self.database}"
+
+    def list_sessions(self) -> list[Session]:
+        """Return every session of the server, the longest at rest first."""
+        sessions = [_session(row) for row in self._rows(LIST)]
+        lock_holders = {pid for (pid,) in self._rows(ADVISORY_LOCK_HOLDERS)}
+        temp_holders = {pid for (pid,) in self._rows(TEMP_TABLE_HOLDERS)} if self.version_num >= 160000 else set()
+        return [
+            replace(each, holds_advisory_lock=each.pid in lock_holders, holds_temp_table=each.pid in temp_holders)
+            if each.pid in lock_holders or each.pid in temp_holders
+            else each
+            for each in sessions
+        ]
+
+    def signal(self, session: Session) -> bool:
+        """End *session* if it still rests as it was listed; return whether a signal was sent.
+
+        Raises InTransactionError in an atomic block, django.db.Error where the server refuses, LostError where it has gone.
+        """
+        if self._connection.in_atomic_block or not self._connection.get_autocommit():
+            raise InTransactionError("A session is signalled in a transaction of its own, never inside an atomic block.")
+        if session.backend_start is None or session.state_change is None or session.state is None:
+            return False
+        rows = self._rows(
+            SIGNAL,
+            {
+                "pid": session.pid,
+                "backend_start": _microseconds(session.backend_start),
+                "state_change": _microseconds(session.state_change),
+                "state": session.state.value,
+            },
+        )
+        return bool(rows and rows[0][0])
+
+    def still_there(self, sessions: Iterable[Session]) -> list[Session]:
+        """Return those of *sessions* that have not left yet."""
+        wanted = {(each.pid, each.backend_start): each for each in sessions}
+        rows = self._rows(STILL_THERE, {"pids": [pid for pid, _ in wanted]})
+        there = ((pid, _instant(backend_start)) for pid, backend_start in rows)
+        return [wanted[key] for key in there if key in wanted]
+
+    def try_lock(self, scope: int) -> bool:
+        """Return whether this session now holds the lock of *scope*, which is released when the session ends."""
+        return bool(self._row(TRY_LOCK, {"key": LOCK_KEY, "scope": scope})[0])
+
+    def unlock(self, scope: int) -> None:
+        """Release the lock of *scope*."""
+        self._row(UNLOCK, {"key": LOCK_KEY, "scope": scope})
+
+    def lock_holder(self, scope: int) -> tuple[int, float | None] | None:
+        """Return the pid of the session that holds the lock of *scope* and its age in seconds where it can be seen."""
+        rows = self._rows(LOCK_HOLDER, {"key": LOCK_KEY, "scope": scope})
+        return (rows[0][0], rows[0][1]) if rows else None
+
+    def slots(self) -> tuple[int, int | None, dict[str, int]]:
+        """Return the slots of the server, the limit of this database, and the limits of roles."""
+        total, database_limit = self._row(SLOTS)
+        limits = dict(self._rows(ROLE_LIMITS))
+        return total, database_limit if database_limit >= 0 else None, limits
+
+    def close(self) -> None:
+        """End the session; nothing is raised, because there is nothing left to do about it."""
+        try:
+            self._connection.close()
+        except Error:
+            logger.debug("Closing the reaper's session failed.", exc_info=True)
+
+    def _refuse_pooler(self, *, pooled: bool) -> None:
+        (there,) = self._row(BACKEND_PID)
+        if self._connection.connection.info.backend_pid != there and not pooled:
+            raise PooledError
+
+    def _system_identifier(self) -> int | None:
+        try:
+            return int(self._row(SYSTEM_IDENTIFIER)[0])
+        except Error:
+            return None
+
+    def _row(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Any:
+        return self._rows(statement, parameters)[0]
+
+    def _rows(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[Any]:
+        if self._connection.connection is None:
+            raise LostError("the session was closed")
+        try:
+            with self._connection.cursor() as cursor:
+                cursor.execute(statement, parameters)
+                return list(cursor.fetchall())
+        except Error as error:
+            if self._connection.connection is None or self._connection.connection.closed:
+                raise LostError(str(error)) from error
+            raise
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """Return the SQLSTATE of a database *error*, whichever driver raised it."""
+    cause = error.__cause__ or error
+    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+
+
+def _instant(microseconds: int | None) -> datetime | None:
+    return None if microseconds is None else _EPOCH + microseconds * _MICROSECOND
+
+
+def _microseconds(instant: datetime) -> int:
+    return (instant - _EPOCH) // _MICROSECOND
+
+
+def _session(row: Sequence[Any]) -> Session:
+    (
+        pid, backend_start, backend_type, user, database, application_name, client, state, state_change, observed_at,
+        hidden, is_self, is_superuser, may_signal, in_transaction, waits_for_client, text,
+    ) = row  # fmt: skip
+    return Session(
+        pid=pid,
+        backend_start=_instant(backend_start),
+        backend_type=backend_type,
+        user=user,
+        database=database,
+        application_name=application_name,
+        application=unstamped(application_name),
+        client=client,
+        state=State.named(state),
+        state_change=_instant(state_change),
+        observed_at=_EPOCH + observed_at * _MICROSECOND,
+        hidden=hidden,
+        is_self=is_self,
+        is_superuser=is_superuser,
+        may_signal=may_signal or is_superuser,
+        in_transaction=in_transaction,
+        waits_for_client=waits_for_client,
+        last_statement=last_statement(text),
+    )
