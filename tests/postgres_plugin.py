@@ -1,0 +1,39 @@
+"""This room holds the server of the tests: one for the whole run, started before pytest-django reads its settings.
+
+DATABASE_URL wins where it is set. Under pytest-xdist the controller starts the server and the workers inherit its address.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from importlib.util import find_spec
+
+import pytest
+
+from local_postgres import LocalPostgres, LocalPostgresError
+
+SERVER = pytest.StashKey[LocalPostgres]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None]:
+    # Not in pyproject.toml: pytest is strict there, and the pure tests run where pytest-django isn't installed.
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
+    if find_spec("django") and not os.environ.get("DATABASE_URL"):
+        try:
+            server = early_config.stash[SERVER] = LocalPostgres().start()
+        except LocalPostgresError as error:
+            raise pytest.UsageError(str(error)) from None
+        os.environ["DATABASE_URL"] = server.url()
+    yield
+
+
+def pytest_report_header() -> str:
+    address = os.environ.get("DATABASE_URL", "none")
+    return f"postgresql: {address.rpartition('@')[2]}"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if server := config.stash.get(SERVER, None):
+        server.stop()

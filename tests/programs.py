@@ -1,0 +1,126 @@
+"""This room holds the programs that tests run beside PostgreSQL: each ends when the test or the test run does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local_postgres import unprivileged
+from tests.polling import until
+
+PACKAGES = {"chromedriver": "chromium-driver", "promtool": "prometheus"}
+# The shell ends the program when its own input ends: also when the test run is killed.
+LEASH = 'exec 3<&0; "$@" & program=$!; (cat <&3; kill $program 2>/dev/null) & wait $program'
+
+
+def require(name: str) -> str:
+    """Return the path of a program; skip the test where it is absent, or fail where CONN_GUARD_REQUIRE=all."""
+    # Debian keeps pgbouncer where only root's PATH looks.
+    path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/usr/bin")
+    if path:
+        return path
+    reason = f"{name} is not installed: apt-get install {PACKAGES.get(name, name)}"
+    if os.environ.get("CONN_GUARD_REQUIRE") == "all":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def running(make_command: Callable[[Path, int], list[str]]) -> Iterator[int]:
+    """Run the program that *make_command* names for a folder and a port, as somebody else than root; give its port."""
+    account = unprivileged()
+    port = free_port()
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="conn_guard-") as name:
+        folder = Path(name)
+        command = make_command(folder, port)
+        if account:
+            for path in (folder, *folder.iterdir()):
+                os.chown(path, account["user"], account["group"])
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", LEASH, "sh", *command],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd=folder,
+                **account,
+            )
+        try:
+            until(lambda: is_open(port) or process.poll() is not None)
+            assert process.poll() is None, (folder / "log").read_text()
+            yield port
+        finally:
+            process.communicate(timeout=20)
+
+
+@dataclass(frozen=True)
+class PgBouncer:
+    """A running PgBouncer; `settings` is what an alias of DATABASES has to differ in to go through it."""
+
+    port: int
+    user: str
+    host: str = "127.0.0.1"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"HOST": self.host, "PORT": str(self.port)}
+
+    def url(self, dbname: str) -> str:
+        return f"postgres://{self.user}@{self.host}:{self.port}/{dbname}"
+
+
+@contextmanager
+def pgbouncer(server: dict[str, Any], mode: str, **settings: object) -> Iterator[PgBouncer]:
+    """Put a PgBouncer in front of *server*, the settings of an alias; *settings* are lines of its ini file."""
+    program = require("pgbouncer")
+    user = server["USER"] or "postgres"
+
+    def configure(folder: Path, port: int) -> list[str]:
+        users = folder / "users.txt"
+        users.write_text(f'"{user}" "{server["PASSWORD"] or ""}"\n')
+        options = {
+            "listen_addr": "127.0.0.1",
+            "listen_port": port,
+            "unix_socket_dir": "",
+            "auth_type": "trust",
+            "auth_file": users,
+            "admin_users": user,
+            "pool_mode": mode,
+            **settings,
+        }
+        lines = "\n".join(f"{key} = {value}" for key, value in options.items())
+        target = f"* = host={server['HOST'] or '127.0.0.1'} port={server['PORT'] or 5432}"
+        (folder / "pgbouncer.ini").write_text(f"[databases]\n{target}\n\n[pgbouncer]\n{lines}\n")
+        return [program, str(folder / "pgbouncer.ini")]
+
+    with running(configure) as port:
+        yield PgBouncer(port, user)
+
+
+@contextmanager
+def redis() -> Iterator[str]:
+    """Run a Redis server that keeps nothing; give its address."""
+    program = require("redis-server")
+    with running(lambda folder, port: [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]) as port:
+        yield f"redis://127.0.0.1:{port}/0"
