@@ -23,6 +23,10 @@ of_project = partial(rule, subject="project")
 of_alias = partial(rule, subject="alias")
 
 
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # CONN_GUARD
 
 
@@ -298,9 +302,9 @@ def flag_string(alias: Alias) -> Iterator[Found]:
 POOL_SIZE = 4
 """psycopg_pool's own min_size where none is given."""
 # Source: psycopg_pool.ConnectionPool.__init__, 3.1 to 3.3.
-POOL_OPTIONS = frozenset(
+POOL_OPTIONS = _words(
     "close_returns connection_class max_idle max_lifetime max_size max_waiting min_size name num_workers reconnect_failed "
-    "reconnect_timeout reset timeout".split()  # noqa: SIM905
+    "reconnect_timeout reset timeout"
 )
 POOL_OPTIONS_OF_DJANGO = frozenset({"check", "configure", "conninfo", "kwargs", "open"})
 
@@ -470,14 +474,14 @@ def third_party_pool_persistent(alias: Alias) -> Iterator[Found]:
 # What the driver takes
 
 # Source: PQconndefaults() of libpq 14 to 18; what is newer than the installed one fails with its own clear words.
-LIBPQ_OPTIONS = frozenset(
+LIBPQ_OPTIONS = _words(
     "application_name channel_binding client_encoding connect_timeout dbname fallback_application_name gssdelegation "
     "gssencmode gsslib host hostaddr keepalives keepalives_count keepalives_idle keepalives_interval krbsrvname "
     "load_balance_hosts max_protocol_version min_protocol_version oauth_client_id oauth_client_secret oauth_issuer "
     "oauth_scope options passfile password port replication require_auth requirepeer requiressl scram_client_key "
     "scram_server_key service servicefile ssl_max_protocol_version ssl_min_protocol_version sslcert sslcertmode "
     "sslcompression sslcrl sslcrldir sslkey sslkeylogfile sslmode sslnegotiation sslpassword sslrootcert sslsni "
-    "target_session_attrs tcp_user_timeout user".split()  # noqa: SIM905
+    "target_session_attrs tcp_user_timeout user"
 )
 DJANGO_OPTIONS = frozenset({"assume_role", "cursor_factory", "isolation_level", "pool", "server_side_binding"})
 PSYCOPG_OPTIONS = frozenset({"autocommit", "conninfo", "context", "prepare_threshold", "row_factory"})
