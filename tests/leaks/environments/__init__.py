@@ -1,0 +1,114 @@
+"""The Djangos and drivers of the matrix: this room holds which there are, their pins, and how their environments are made."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from tests.leaks.servers import SERVERS
+
+HERE = Path(__file__).parent
+MADE = HERE.parents[2] / ".venv-leaks"
+
+_SERVERS = ("uvicorn", "uvicorn-worker", "daphne", "hypercorn", "granian", "gunicorn", "gevent")
+_DRIVERS = {"psycopg": "psycopg[binary,pool]", "psycopg2": "psycopg2-binary"}
+
+
+class NotAvailableError(RuntimeError):
+    """An environment can't be made on this machine; the text says why."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One Django with one driver, and where its pins are."""
+
+    django: str
+    driver: str
+    requirements: tuple[str, ...]
+    python: tuple[int, int] = (3, 12)
+    exact: bool = False
+    """Whether it has to be that Python and no newer one."""
+    pins: str = "servers.txt"
+    servers: tuple[str, ...] = tuple(name for name in SERVERS if name != "cvat")
+
+    @property
+    def name(self) -> str:
+        return f"cvat-{self.django}" if self.pins == "cvat.txt" else f"{self.series}-{self.driver}"
+
+    @property
+    def series(self) -> str:
+        return ".".join(self.django.split(".")[:2])
+
+    def has(self, setting: str) -> bool:
+        """Return whether Django knows the setting here: its pool needs Django 5.1 and psycopg 3."""
+        return setting != "pool" or (self.driver == "psycopg" and self.series != "4.2")
+
+    def make(self) -> str:
+        """Make the environment where it isn't there yet, and return the path of its Python."""
+        folder = MADE / self.name
+        python = folder / "bin" / "python"
+        made = folder / "made-of"
+        recipe = "\n".join([*self.requirements, (HERE / self.pins).read_text()])
+        if made.exists() and made.read_text() == recipe:
+            return str(python)
+        interpreter = _interpreter(self.python, exact=self.exact)
+        shutil.rmtree(folder, ignore_errors=True)
+        constraints = ["-c", str(HERE / self.pins), *self.requirements]
+        uv = shutil.which("uv")
+        if uv:
+            _run([uv, "venv", "-q", "--python", interpreter, str(folder)])
+            _run([uv, "pip", "install", "-q", "--python", str(python), *constraints])
+        else:
+            _run([interpreter, "-m", "venv", "--without-pip", str(folder)])
+            _run([sys.executable, "-m", "pip", "--python", str(python), "install", "-q", *constraints])
+        made.write_text(recipe)
+        return str(python)
+
+
+ENVIRONMENTS = {
+    environment.name: environment
+    for environment in [
+        *(
+            Environment(django, driver, (f"Django=={django}", package, *_SERVERS))
+            for django in ("6.1.3", "6.0.10", "5.2.19", "4.2.30")
+            for driver, package in _DRIVERS.items()
+        ),
+        # CVAT 2.11's own stack, to the letter.
+        Environment(
+            "4.2.6", "psycopg2", ("Django", "asgiref", "uvicorn", "psycopg2-binary"),
+            python=(3, 10), exact=True, pins="cvat.txt", servers=("cvat",),
+        ),
+    ]
+}  # fmt: skip
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NotAvailableError(f"{' '.join(command[:4])}... failed: {done.stderr.strip()[-400:]}")
+
+
+@cache
+def _interpreter(version: tuple[int, int], *, exact: bool) -> str:
+    """Return a Python of that version, or of a newer one that every Django here knows."""
+    minors = [version[1]] if exact else range(version[1], 15)
+    names = [sys.executable, *(f"python3.{minor}" for minor in minors)]
+    uv = shutil.which("uv")
+    for name in filter(None, map(shutil.which, names)):
+        # Asked rather than trusted: a shim of that name may lead nowhere.
+        asked = subprocess.run(
+            [name, "-c", "import sys; print(sys.version_info[1], sys._base_executable)"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        minor, _, path = asked.stdout.strip().partition(" ")
+        if asked.returncode == 0 and int(minor) in minors:
+            return path
+    if uv:
+        found = subprocess.run([uv, "python", "find", f"3.{minors[0]}"], capture_output=True, text=True, check=False)
+        if found.returncode == 0:
+            return found.stdout.strip()
+    raise NotAvailableError(f"no Python 3.{minors[0]} was found" + ("" if exact else ", nor a newer one"))
