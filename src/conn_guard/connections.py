@@ -47,6 +47,7 @@ def watch() -> None:
 def _own(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
     """Receive ``connection_created``. It never raises: Django would be left with a half-made connection in use."""
     try:
+        vars(connection)["conn_guard_pid"] = os.getpid()
         if _is_lent(connection):
             return
         scope = _scope.get()
@@ -54,9 +55,8 @@ def _own(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
             scope.opened[connection] = threading.get_ident()
         if not conf.current().close_with_owner:
             return
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
+        loop = _running_loop()
+        if loop is None:
             owner = _thread_owner()
             owner.wrappers.add(connection)
             owner.scope = scope
@@ -118,6 +118,13 @@ def _thread_owner() -> _ThreadOwner:
     return owner
 
 
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def _own_in_contexts(wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLoop) -> None:
     """Let every context that can see *wrapper* own it, not only the one that happened to open it.
 
@@ -150,11 +157,12 @@ def _hold_where_seen(owner: _ContextOwner, wrapper: BaseDatabaseWrapper) -> None
 
 
 def _is_lent(wrapper: Any) -> bool:
-    """Return whether *wrapper* is shared between threads on purpose, as LiveServerTestCase does: its lender closes it.
+    """Return whether *wrapper* is its lender's to close: shared between threads on purpose, as LiveServerTestCase does, or
+    inherited over a fork, where closing it would end the session of the parent.
 
-    ``allow_thread_sharing`` says the same, but takes a lock that the thread of a finalizer may hold.
+    ``allow_thread_sharing`` tells the former too, but takes a lock that the thread of a finalizer may hold.
     """
-    return bool(wrapper._thread_sharing_count)
+    return bool(wrapper._thread_sharing_count) or getattr(wrapper, "conn_guard_pid", None) not in (None, os.getpid())
 
 
 def _abandon(wrapper: Any) -> None:
@@ -252,6 +260,9 @@ class RequestScope:
                 message = "%s left a transaction open on %r; it is rolled back with its connection."
                 logger.warning(message, self.view(), wrapper.alias)
                 _close(wrapper)
+                # Closed inside an atomic block it still looks open, and this was its end.
+                self.opened.pop(wrapper, None)
+                self.found.discard(wrapper)
             elif wrapper not in self.opened:
                 if self.close_found:
                     _close(wrapper)
@@ -371,7 +382,11 @@ def closing_connections(function: _Function | None = None) -> _Closing | _Functi
 
 
 def close_all() -> None:
-    """Close every connection of this thread that is open and outside an atomic block."""
-    for wrapper in {*connections.all(initialized_only=True), *_thread_owner().wrappers}:
+    """Close every connection of this thread that is open and outside an atomic block.
+
+    On an event loop's thread: of this context. What synchronous code opened there can't be closed while the loop runs.
+    """
+    copies = _thread_owner().wrappers if _running_loop() is None else ()
+    for wrapper in {*connections.all(initialized_only=True), *copies}:
         if wrapper.connection is not None and not wrapper.in_atomic_block and not _is_lent(wrapper):
             _close(wrapper)

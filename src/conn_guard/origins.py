@@ -7,7 +7,7 @@ import re
 NAME_BYTES = 63
 """Bytes of application_name that PostgreSQL keeps (NAMEDATALEN - 1). Source: PostgreSQL documentation, application_name."""
 
-_STAMP = re.compile(r"(?P<name>.+?):(?P<pid>[1-9][0-9]{0,9})(?::(?P<view>[^:].*))?", re.DOTALL)
+_STAMP = re.compile(r"(?P<name>.+?):[1-9][0-9]{0,9}(?::.*)?", re.DOTALL)
 
 
 def stamp(name: str, pid: int, view: str = "") -> str:

@@ -1,0 +1,97 @@
+"""Connections of a test's own: an alias whose sessions can be counted from outside by its application_name."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from django.db import ConnectionHandler, connections
+
+from tests.django import urls
+
+
+class Observer:
+    """A session of its own that asks PostgreSQL what is open."""
+
+    def __init__(self) -> None:
+        default = connections.settings["default"]
+        # A handler of its own, so that nothing that closes the aliases of a thread ends the observer.
+        handler = ConnectionHandler({"default": {**default, "OPTIONS": {"application_name": "observer"}}})
+        self.wrapper = handler["default"]
+        self.wrapper.inc_thread_sharing()
+
+    def states(self, name: str) -> list[str]:
+        with self.wrapper.cursor() as cursor:
+            cursor.execute("SELECT state FROM pg_stat_activity WHERE application_name = %s", [name])
+            return [state for (state,) in cursor.fetchall()]
+
+    def settled(self, name: str, count: int) -> bool:
+        """Return whether *name* has *count* sessions, now or a little later: a session outlives its connection a moment."""
+        deadline = time.monotonic() + 5
+        while len(self.states(name)) != count:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+
+@pytest.fixture
+def observer(django_db_blocker) -> Iterator[Observer]:
+    with django_db_blocker.unblock():
+        watching = Observer()
+        yield watching
+        watching.wrapper.close()
+
+
+@pytest.fixture
+def make_alias(observer) -> Iterator[Callable[..., str]]:
+    """Return a function that adds an alias with a unique name, which is its application_name, and settings of its own."""
+    made: list[str] = []
+
+    def make(**settings: object) -> str:
+        name = f"alias_{uuid.uuid4().hex[:12]}"
+        default = connections.settings["default"]
+        options = {**default["OPTIONS"], "application_name": name}
+        connections.settings[name] = {**default, "OPTIONS": options, **settings}
+        made.append(name)
+        return name
+
+    yield make
+    for name in made:
+        if name in [each.alias for each in connections.all(initialized_only=True)]:
+            connections[name].close()
+            del connections[name]
+        del connections.settings[name]
+
+
+@pytest.fixture
+def alias(make_alias) -> str:
+    return make_alias()
+
+
+@pytest.fixture
+def url_alias(alias, monkeypatch) -> str:
+    """The alias that the views of tests.django.urls query."""
+    monkeypatch.setattr(urls, "ALIASES", [alias])
+    return alias
+
+
+@pytest.fixture
+def worker() -> Iterator[Callable[..., object]]:
+    """Run a function in a thread that lives on, as the threads of gunicorn do, and return its result."""
+    with ThreadPoolExecutor(1) as pool:
+        yield lambda function, *args: pool.submit(function, *args).result(timeout=30)
+
+
+@pytest.fixture
+def in_thread() -> Callable[..., None]:
+    """Run a function in a thread that ends with it."""
+
+    def run(function: Callable[..., object], *args: object) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(function, *args).result(timeout=30)
+
+    return run

@@ -1,0 +1,432 @@
+"""Every exit of a request, through Django's WSGI and ASGI handlers, with the app and the middleware installed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import io
+import logging
+import pickle
+import weakref
+
+import django
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
+from django.db import connections, transaction
+from django.http import HttpResponse
+from django.test import AsyncClient, Client, RequestFactory
+from django.utils.decorators import sync_only_middleware
+
+from conn_guard.middleware import ConnectionGuardMiddleware
+from tests.django import urls
+
+# Django warns of every synchronous body that it serves under ASGI, and of every asynchronous one under WSGI.
+pytestmark = pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume")
+
+MIDDLEWARE = "conn_guard.middleware.ConnectionGuardMiddleware"
+SYNC = f"{__name__}.sync_only"
+
+
+@sync_only_middleware
+def sync_only(get_response):
+    return get_response
+
+
+@pytest.fixture(autouse=True)
+def _installed(settings):
+    settings.ROOT_URLCONF = "tests.django.urls"
+    settings.MIDDLEWARE = [MIDDLEWARE]
+    settings.ALLOWED_HOSTS = ["*"]
+
+
+def wsgi(path, *, read=None):
+    """Serve one request as a WSGI server does: read the body, or *read* parts of it, then close."""
+    environ = RequestFactory().get(path).environ
+    body = WSGIHandler()(environ, lambda *args: None)
+    try:
+        return b"".join(body) if read is None else b"".join(next(iter(body)) for _ in range(read))
+    finally:
+        body.close()
+
+
+async def asgi(path, *, send=None, receive=None):
+    """Serve one request as an ASGI server does; *send* may raise, as uvicorn's does when the body is shorter than said."""
+    path, _, query = path.partition("?")
+    sent = []
+    messages = [{"type": "http.request"}]
+
+    async def from_client():
+        if messages:
+            return messages.pop()
+        return await asyncio.sleep(30)
+
+    async def to_client(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": query.encode(), "headers": []}
+    await ASGIHandler()(scope, receive or from_client, send or to_client)
+    return b"".join(message.get("body", b"") for message in sent)
+
+
+# WSGI
+
+
+def test_wsgi_closes_at_the_end_and_before_the_body_is_sent(url_alias, observer, worker):
+    def serve():
+        body = WSGIHandler()(RequestFactory().get("/plain/").environ, lambda *args: None)
+        ready = observer.settled(url_alias, 0)
+        assert b"".join(body) == b"plain"
+        body.close()
+        return ready
+
+    assert worker(serve)
+
+
+def test_wsgi_keeps_persistent_connections(make_alias, observer, worker, monkeypatch):
+    alias = make_alias(CONN_MAX_AGE=60)
+    monkeypatch.setattr(urls, "ALIASES", [alias])
+    first = worker(lambda: wsgi("/plain/") and connections[alias].connection)
+    assert worker(lambda: wsgi("/plain/") and connections[alias].connection) is first
+    assert observer.states(alias) == ["idle"]
+    worker(lambda: connections[alias].close())
+
+
+@pytest.mark.parametrize("path", ["copies", "closing", "closing_instance", "late_receiver", "fails", "file", "stream"])
+def test_wsgi_leaves_nothing_on_a_thread_that_lives_on(url_alias, observer, worker, path):
+    with contextlib.suppress(ValueError):
+        worker(wsgi, f"/{path}/")
+    assert observer.settled(url_alias, 0)
+
+
+def test_wsgi_a_stream_that_fails_leaves_nothing(url_alias, observer, worker):
+    with pytest.raises(ValueError, match="on purpose"):
+        worker(wsgi, "/stream/?fail=1")
+    assert observer.settled(url_alias, 0)
+
+
+def test_wsgi_a_stream_that_is_abandoned_leaves_nothing(url_alias, observer, worker):
+    assert worker(lambda: wsgi("/stream/", read=1)) == b"0"
+    assert observer.settled(url_alias, 0)
+
+
+def test_wsgi_a_stream_keeps_its_connection_until_it_is_exhausted(url_alias, observer, worker):
+    def serve():
+        response = WSGIHandler()(RequestFactory().get("/stream/").environ, lambda *args: None)
+        parts = iter(response)
+        next(parts)
+        during = observer.states(url_alias)
+        list(parts)
+        after = observer.settled(url_alias, 0)
+        response.close()
+        return during, after
+
+    assert worker(serve) == (["idle"], True)
+
+
+def test_wsgi_serves_an_async_stream(url_alias, observer, worker):
+    assert worker(wsgi, "/astream/") == b"012"
+    assert observer.settled(url_alias, 0)
+
+
+def test_wsgi_a_file_is_handed_to_the_servers_file_wrapper(url_alias, observer, worker):
+    def serve():
+        environ = {**RequestFactory().get("/file/").environ, "wsgi.file_wrapper": lambda file, size: file}
+        file = WSGIHandler()(environ, lambda *args: None)
+        ready = observer.settled(url_alias, 0)
+        assert isinstance(file, io.BytesIO)
+        file.close()
+        return ready
+
+    assert worker(serve)
+
+
+@pytest.mark.parametrize("max_age", [0, None])
+@pytest.mark.parametrize("view", ["raw_begin", "autocommit_off", "atomic_entered"])
+def test_a_transaction_left_open_is_rolled_back_logged_once_and_heals(
+    make_alias, observer, worker, monkeypatch, caplog, view, max_age
+):
+    alias = make_alias(CONN_MAX_AGE=max_age)
+    monkeypatch.setattr(urls, "ALIASES", [alias])
+    worker(wsgi, f"/{view}/")
+    assert observer.settled(alias, 0)
+    assert [(record.name, record.levelname, record.getMessage()) for record in caplog.records] == [
+        (
+            "conn_guard.middleware",
+            "WARNING",
+            f"tests.django.urls.{view} (the-{view}) left a transaction open on {alias!r}; "
+            "it is rolled back with its connection.",
+        )
+    ]
+    assert worker(wsgi, "/plain/") == b"plain"
+    worker(lambda: connections[alias].close())
+
+
+def test_a_transaction_left_on_a_connection_that_was_open_before_is_rolled_back(url_alias, observer, worker, caplog):
+    worker(urls.query)
+    worker(wsgi, "/raw_begin/")
+    assert observer.settled(url_alias, 0)
+    assert len(caplog.records) == 1
+
+
+def test_a_transaction_left_in_sqlite_is_seen(make_alias, worker, monkeypatch, caplog, tmp_path):
+    alias = make_alias(ENGINE="django.db.backends.sqlite3", NAME=tmp_path / "db", OPTIONS={})
+    monkeypatch.setattr(urls, "ALIASES", [alias])
+    worker(wsgi, "/raw_begin/")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_two_aliases_are_both_closed(make_alias, observer, worker, monkeypatch):
+    aliases = [make_alias(), make_alias()]
+    monkeypatch.setattr(urls, "ALIASES", aliases)
+    worker(wsgi, "/plain/")
+    assert all(observer.settled(alias, 0) for alias in aliases)
+
+
+def test_a_connection_that_was_open_before_the_request_is_left_to_django(make_alias, observer, worker, monkeypatch):
+    alias = make_alias(CONN_MAX_AGE=None)
+    monkeypatch.setattr(urls, "ALIASES", [alias])
+    worker(urls.query)
+    worker(wsgi, "/plain/")
+    assert observer.states(alias) == ["idle"]
+    worker(lambda: connections[alias].close())
+
+
+def test_always_closes_it_as_well(make_alias, observer, worker, monkeypatch, settings):
+    settings.CONN_GUARD = {"CLOSE": "always"}
+    alias = make_alias(CONN_MAX_AGE=None)
+    monkeypatch.setattr(urls, "ALIASES", [alias])
+    worker(urls.query)
+    worker(wsgi, "/plain/")
+    assert observer.settled(alias, 0)
+
+
+def test_always_does_not_close_inside_an_atomic_block(url_alias, observer, worker, settings):
+    settings.CONN_GUARD = {"CLOSE": "always"}
+
+    def serve():
+        with transaction.atomic(using=url_alias):
+            urls.query()
+            Client().get("/plain/")
+            urls.query()
+
+    worker(serve)
+    assert observer.states(url_alias) == ["idle"]
+    worker(lambda: connections[url_alias].close())
+
+
+@pytest.mark.parametrize("handler", ["wsgi", "asgi"])
+def test_never_leaves_it_to_django(make_alias, observer, worker, monkeypatch, settings, handler):
+    settings.CONN_GUARD = {"CLOSE": "never", "CLOSE_WITH_OWNER": False}
+    alias = make_alias(CONN_MAX_AGE=None)
+    monkeypatch.setattr(urls, "ALIASES", [alias])
+    wrappers = []
+    original = urls.query
+    monkeypatch.setattr(urls, "query", lambda: (original(), wrappers.append(connections[alias])))
+    worker(lambda: wsgi("/raw_begin/") if handler == "wsgi" else asyncio.run(asgi("/plain/")))
+    assert observer.states(alias) == ["idle in transaction" if handler == "wsgi" else "idle"]
+    for wrapper in [*wrappers, worker(lambda: connections[alias])]:
+        wrapper.inc_thread_sharing()
+        wrapper.close()
+
+
+# ASGI
+
+
+@pytest.fixture(params=["async", "sync"])
+def chain(request, settings):
+    """Run the middleware in its async mode, and in its sync mode as a sync-only middleware below it makes it run."""
+    if request.param == "sync":
+        settings.MIDDLEWARE = [MIDDLEWARE, SYNC]
+    return request.param
+
+
+@pytest.mark.usefixtures("chain")
+@pytest.mark.parametrize("max_age", [0, 60, None])
+@pytest.mark.parametrize("view", ["plain", "aplain", "file", "astream", "closing", "late_receiver"])
+def test_asgi_leaves_nothing(make_alias, observer, monkeypatch, view, max_age):
+    alias = make_alias(CONN_MAX_AGE=max_age)
+    monkeypatch.setattr(urls, "ALIASES", [alias])
+    assert asyncio.run(asgi(f"/{view}/"))
+    assert observer.settled(alias, 0)
+
+
+@pytest.mark.usefixtures("chain")
+def test_asgi_serves_a_sync_stream(url_alias, observer):
+    assert asyncio.run(asgi("/stream/")) == b"012"
+    assert observer.settled(url_alias, 0)
+
+
+@pytest.mark.usefixtures("chain")
+@pytest.mark.parametrize("view", ["plain", "file", "aplain"])
+def test_asgi_gives_the_connection_back_before_a_ready_body_is_sent(url_alias, observer, view):
+    counts = []
+
+    async def send(message):
+        counts.append(await asyncio.to_thread(observer.settled, url_alias, 0))
+
+    asyncio.run(asgi(f"/{view}/", send=send))
+    assert counts
+    assert all(counts)
+
+
+@pytest.mark.usefixtures("chain")
+@pytest.mark.parametrize("view", ["plain", "astream", "aplain"])
+def test_asgi_a_send_that_raises_leaves_nothing_and_is_told_once(url_alias, observer, view, caplog):
+    caplog.set_level(logging.INFO, "conn_guard")
+
+    async def send(message):
+        if message["type"] == "http.response.body":
+            raise RuntimeError("Response content shorter than Content-Length")
+
+    with pytest.raises(RuntimeError, match="shorter than Content-Length"):
+        asyncio.run(asgi(f"/{view}/", send=send))
+    assert observer.settled(url_alias, 0)
+    assert wait_for(lambda: caplog.records)
+    [record] = caplog.records
+    assert (record.name, record.levelname) == ("conn_guard.middleware", "INFO")
+    assert record.getMessage().startswith(f"The response of tests.django.urls.{view} (the-{view}) was never closed: ")
+
+
+@pytest.mark.usefixtures("chain")
+def test_asgi_a_stream_that_fails_leaves_nothing(url_alias, observer):
+    with pytest.raises(ValueError, match="on purpose"):
+        asyncio.run(asgi("/astream/?fail=1"))
+    assert observer.settled(url_alias, 0)
+
+
+@pytest.mark.usefixtures("chain")
+@pytest.mark.parametrize("view", ["waits", "astream"])
+def test_asgi_a_cancelled_request_leaves_nothing(url_alias, observer, view):
+    async def send(message):
+        if message.get("body"):
+            await asyncio.sleep(30)
+
+    async def main():
+        task = asyncio.create_task(asgi(f"/{view}/", send=send))
+        assert await asyncio.to_thread(observer.settled, url_alias, 1)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert observer.settled(url_alias, 0)
+
+
+@pytest.mark.usefixtures("chain")
+@pytest.mark.parametrize("view", ["waits", "astream"])
+def test_asgi_a_client_that_leaves_leaves_nothing(url_alias, observer, view):
+    """Django notices a client that leaves from 5.0 on; before, the view runs to its end."""
+    first = True
+
+    async def receive():
+        nonlocal first
+        if first:
+            first = False
+            return {"type": "http.request"}
+        assert await asyncio.to_thread(observer.settled, url_alias, 1)
+        return {"type": "http.disconnect"}
+
+    async def main():
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asgi(f"/{view}/", receive=receive), 5)
+
+    asyncio.run(main())
+    assert observer.settled(url_alias, 0)
+
+
+@pytest.mark.parametrize("max_age", [0, None])
+def test_asgi_closes_what_an_async_view_opened_on_the_loops_thread(make_alias, observer, monkeypatch, max_age):
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+    alias = make_alias(CONN_MAX_AGE=max_age)
+    monkeypatch.setattr(urls, "ALIASES", [alias])
+
+    async def main():
+        assert await asgi("/unsafe/") == b"unsafe"
+        return await asyncio.to_thread(observer.settled, alias, 0)
+
+    assert asyncio.run(main())
+
+
+# Around the request
+
+
+def test_the_test_client_keeps_a_connection_that_the_test_opened(url_alias, observer):
+    with connections[url_alias].cursor() as cursor:
+        cursor.execute("CREATE TEMP TABLE state AS SELECT generate_series(1, 3)")
+        cursor.execute("TABLE state")
+        assert cursor.fetchone() == (1,)
+        assert Client().get("/plain/").content == b"plain"
+        assert asyncio.run(AsyncClient().get("/plain/")).content == b"plain"
+        assert cursor.fetchone() == (2,)
+        cursor.execute("TABLE state")
+    assert observer.states(url_alias) == ["idle"]
+
+
+def test_the_test_client_inside_an_atomic_block_works(url_alias):
+    with transaction.atomic(using=url_alias):
+        urls.query()
+        for view in ("plain", "stream", "file"):
+            response = Client().get(f"/{view}/")
+            assert b"".join(response)
+        assert asyncio.run(AsyncClient().get("/aplain/")).content == b"aplain"
+        urls.query()
+
+
+def test_atomic_requests_work(make_alias, observer, worker, monkeypatch):
+    alias = make_alias(ATOMIC_REQUESTS=True)
+    monkeypatch.setattr(urls, "ALIASES", [alias])
+    assert worker(wsgi, "/plain/") == b"plain"
+    assert observer.settled(alias, 0)
+
+
+def test_wrong_settings_stop_the_construction_in_the_words_of_the_checks(settings):
+    settings.CONN_GUARD = {"CLOSE": "sometimes"}
+    with pytest.raises(
+        ImproperlyConfigured, match=r"^CONN_GUARD\['CLOSE'\] is 'sometimes', not "
+    ):
+        ConnectionGuardMiddleware(lambda request: HttpResponse())
+
+
+def test_a_response_can_still_be_pickled_by_a_cache_above(rf, settings):
+    response = ConnectionGuardMiddleware(lambda request: HttpResponse(b"body"))(rf.get("/"))
+    restored = pickle.loads(pickle.dumps(response))
+    assert restored.content == b"body"
+    restored.close()
+    assert restored.closed
+    response.close()
+
+
+@pytest.mark.skipif(django.VERSION < (5,), reason="Django 4.2's own responses are cycles")
+def test_a_response_needs_no_garbage_collector(rf):
+    gc.disable()
+    try:
+        response = ConnectionGuardMiddleware(lambda request: HttpResponse(b"body"))(rf.get("/"))
+        response.close()
+        gone = weakref.ref(response)
+        del response
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("view", ["plain", "nothing"])
+def test_a_thread_that_lives_on_does_not_keep_its_last_request(url_alias, worker, view):
+    seen = []
+    middleware = ConnectionGuardMiddleware(lambda request: (seen.append(weakref.ref(request)), getattr(urls, view)(request))[1])
+    worker(lambda: middleware(RequestFactory().get("/")).close())
+    gc.collect()  # Django 4.2's own responses are cycles.
+    assert seen[0]() is None
+
+
+def wait_for(condition):
+    async def main():
+        for _ in range(500):
+            if condition():
+                return True
+            await asyncio.sleep(0.01)
+        return False
+
+    return asyncio.run(main())
