@@ -1,6 +1,6 @@
 """This room holds the server of the tests: one for the whole run, started before pytest-django reads its settings.
 
-DATABASE_URL wins where it is set. Under pytest-xdist the controller starts the server and the workers inherit its address.
+DATABASE_URL wins where it is set, and a run that executes no test fails. Under pytest-xdist the controller starts the server and the workers inherit its address.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pytest
 
 from local_postgres import LocalPostgres, LocalPostgresError
 
+EXECUTED: set[str] = set()
 SERVER = pytest.StashKey[LocalPostgres]()
 
 
@@ -37,3 +38,15 @@ def pytest_report_header() -> str:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if server := config.stash.get(SERVER, None):
         server.stop()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.outcome != "skipped":
+        EXECUTED.add(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    # A run in which every test was skipped has shown nothing. Workers of pytest-xdist leave the verdict to the controller.
+    asked_to_run = not session.config.option.collectonly and not hasattr(session.config, "workerinput")
+    if asked_to_run and exitstatus == pytest.ExitCode.OK and not EXECUTED:
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
