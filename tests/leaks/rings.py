@@ -11,7 +11,7 @@ COLUMNS = {
     "engine": "app, middleware and engine",
 }
 
-# Servers whose threads live on from request to request, and how many they have; everywhere else the thread of a request ends with it.
+# Servers whose threads live on from request to request, and how many. Everywhere else the thread of a request ends with it.
 THREADS_LIVE_ON = {"gunicorn-sync": 1, "gunicorn-gthread": 8, "granian-wsgi": 8}
 
 _EXECUTOR = "the executor's threads live on"
