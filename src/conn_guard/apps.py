@@ -17,4 +17,5 @@ class ConnGuardConfig(AppConfig):
         from conn_guard import checks, connections
 
         checks.register()
+        checks.watch()
         connections.watch()

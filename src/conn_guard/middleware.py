@@ -12,6 +12,7 @@ from django.core.handlers.asgi import ASGIRequest
 from django.http import FileResponse
 
 from conn_guard import conf, connections
+from conn_guard.checks import startup
 from conn_guard.connections import RequestScope
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class ConnectionGuardMiddleware:
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         conf.require()
+        startup.report(context="middleware")
         connections.watch()
         self.get_response = get_response
         self.is_async = iscoroutinefunction(get_response)

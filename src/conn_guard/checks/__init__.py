@@ -1,17 +1,38 @@
-"""What manage.py check says of connections: this room holds the registration of the checks and the way to run them."""
+"""What manage.py check and a starting server say of connections: this room holds the doors to the checks."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.core import checks
-from django.core.checks import CheckMessage
+from django.core.checks import CheckMessage, Tags
+
+logger = logging.getLogger("conn_guard.checks")
+
+_turns = {"startup"}
 
 
 def register() -> None:
-    """Register the checks with Django; a second call changes nothing."""
+    """Register the checks with Django and listen for what only a serving process shows.
+
+    It never raises, and a second call changes nothing.
+    """
     checks.register(static_checks, "conn_guard")
+    checks.register(session_checks, "conn_guard", Tags.database)
+    checks.register(deployment_checks, "conn_guard", Tags.database, deploy=True)
+
+
+def watch() -> None:
+    """Let a server process report at its start and once it shows what settings can't tell. It never raises."""
+    try:
+        from conn_guard.checks import runtime, startup
+
+        startup.watch()
+        runtime.watch()
+    except Exception:
+        logger.exception("This process is not watched.")
 
 
 def run_static() -> list[CheckMessage]:
@@ -19,12 +40,41 @@ def run_static() -> list[CheckMessage]:
     return [message for message in _static() if not message.is_silenced()]
 
 
+def take_turn() -> bool:
+    """Return whether this process has yet to say what the static checks find; true for one caller alone."""
+    try:
+        _turns.remove("startup")
+    except KeyError:
+        return False
+    return True
+
+
 def static_checks(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Return what every static rule finds: Django's door to :func:`run_static`, which takes out what is silenced itself."""
+    """Return what every static rule finds; Django prints it and takes out what is silenced."""
+    _turns.discard("startup")
     return list(_static())
 
 
+def session_checks(
+    app_configs: Sequence[Any] | None = None, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Return what the servers of *databases* say of the settings; nothing where that is None."""
+    from conn_guard.checks import server
+
+    return server.look_at_sessions(databases or ())
+
+
+def deployment_checks(
+    app_configs: Sequence[Any] | None = None, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Return what the servers of *databases* say of the deployment; nothing where that is None."""
+    from conn_guard.checks import server
+
+    return server.look_at_deployment(databases or ())
+
+
 def _static() -> Iterator[CheckMessage]:
+    # Imported when they are run: the table isn't needed by a process that runs no check.
     from conn_guard.checks import settings  # noqa: F401 - it fills the table
     from conn_guard.checks.project import Project
     from conn_guard.checks.table import RULES

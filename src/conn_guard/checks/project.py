@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from django.conf import settings as django_settings
 
 from conn_guard import conf
 
+YEAR_SECONDS = 365 * 24 * 60 * 60
 DUMMY = "django.db.backends.dummy"
 STOCK_PREFIXES = ("django.db.backends.", "django.contrib.gis.db.backends.", "conn_guard.engine.")
 STOCK_POSTGRES = frozenset(
@@ -72,6 +74,13 @@ class Project:
         """The import strings in MIDDLEWARE."""
         listed = self.get("MIDDLEWARE")
         return tuple(each for each in listed if isinstance(each, str)) if isinstance(listed, (list, tuple)) else ()
+
+    @cached_property
+    def served_by(self) -> Literal["ASGI", "either"] | None:
+        """What the settings tell of the server: ASGI alone, either, or nothing that speaks for ASGI."""
+        if not self.get("ASGI_APPLICATION"):
+            return None
+        return "either" if self.get("WSGI_APPLICATION") else "ASGI"
 
     @cached_property
     def driver(self) -> Literal["psycopg", "psycopg2"] | None:
@@ -194,6 +203,32 @@ class Alias:
         if self.project.driver == "psycopg" and not _is_importable("psycopg_pool"):
             return "psycopg_pool can't be imported"
         return None
+
+    @cached_property
+    def pool_options(self) -> Mapping[object, object]:
+        """The options of Django's pool, empty for a pool with its defaults."""
+        return self.pool if isinstance(self.pool, Mapping) else {}
+
+    @cached_property
+    def pool_sizes(self) -> tuple[object, object]:
+        """The pool's min_size and max_size, as psycopg_pool fills them in."""
+        least = self.pool_options.get("min_size", 4)
+        most = self.pool_options.get("max_size")
+        return least, least if most is None else most
+
+    @cached_property
+    def kept_seconds(self) -> float:
+        """For how long an unused connection may be kept: 0 for not at all, infinity for no limit.
+
+        A pool keeps its first min_size connections for max_lifetime, and only what goes beyond them for max_idle.
+        """
+        if self.pools:
+            key, default = ("max_lifetime", 3600.0) if self.pool_sizes[0] else ("max_idle", 600.0)
+            kept = self.pool_options.get(key, default)
+            return float(kept) if isinstance(kept, Real) else default
+        if not self.persistent:
+            return 0
+        return float(self.age) if isinstance(self.age, Real) and self.age < YEAR_SECONDS else math.inf
 
     @cached_property
     def startup_settings(self) -> Mapping[str, str]:

@@ -15,7 +15,7 @@ from typing import Literal
 import django
 
 from conn_guard import conf
-from conn_guard.checks.project import Alias, Project, shown
+from conn_guard.checks.project import YEAR_SECONDS, Alias, Project, shown
 from conn_guard.checks.table import Found, rule
 from conn_guard.origins import NAME_BYTES
 
@@ -70,8 +70,6 @@ def _problems(project: Project, id: Literal["E001", "E002", "E003"]) -> Iterator
 
 
 # CONN_MAX_AGE
-
-YEAR_SECONDS = 365 * 24 * 60 * 60
 
 
 @of_alias(
@@ -299,8 +297,6 @@ def flag_string(alias: Alias) -> Iterator[Found]:
 
 # Pools
 
-POOL_SIZE = 4
-"""psycopg_pool's own min_size where none is given."""
 # Source: psycopg_pool.ConnectionPool.__init__, 3.1 to 3.3.
 POOL_OPTIONS = _words(
     "close_returns connection_class max_idle max_lifetime max_size max_waiting min_size name num_workers reconnect_failed "
@@ -368,14 +364,14 @@ def pool_empty(alias: Alias) -> Iterator[Found]:
 )
 def pool_size(alias: Alias) -> Iterator[Found]:
     """The pool refuses sizes that contradict each other."""
-    if not alias.pools or not alias.takes_pool or not isinstance(alias.pool, Mapping):
+    if not alias.pools or not alias.takes_pool:
         return
-    least, most = alias.pool.get("min_size", POOL_SIZE), alias.pool.get("max_size")
-    wrong = _wrong_sizes(least, least if most is None else most)
+    least, most = alias.pool_sizes
+    wrong = _wrong_sizes(least, most)
     if wrong:
-        given = "" if "min_size" in alias.pool else " by default"
+        default = "" if "min_size" in alias.pool_options else " by default"
         yield (
-            f"{alias}['OPTIONS']['pool'] has min_size {shown(least)}{given} and max_size {shown(most)}: {wrong}.",
+            f"{alias}['OPTIONS']['pool'] has min_size {shown(least)}{default} and max_size {shown(most)}: {wrong}.",
             'Write whole numbers, min_size not above max_size, such as {"min_size": 2, "max_size": 4}.',
         )
 
@@ -404,9 +400,9 @@ def _wrong_sizes(least: object, most: object) -> str:
 )
 def pool_option(alias: Alias) -> Iterator[Found]:
     """The pool takes psycopg_pool's options, less those that Django gives it itself."""
-    if not alias.pools or not alias.takes_pool or not isinstance(alias.pool, Mapping):
+    if not alias.pools or not alias.takes_pool:
         return
-    for key, value in alias.pool.items():
+    for key, value in alias.pool_options.items():
         if key == "check" and django.VERSION >= (6, 1) and callable(value):
             continue
         if key in POOL_OPTIONS_OF_DJANGO:
@@ -557,7 +553,7 @@ NOTE_SECONDS = 600
 )
 def asgi_persistent(alias: Alias) -> Iterator[Found]:
     """Under ASGI a persistent connection is never used twice: it is a leak by configuration."""
-    if alias.connects and alias.persistent and _served_by(alias.project) == "ASGI":
+    if alias.connects and alias.persistent and alias.project.served_by == "ASGI":
         yield (
             f"{alias}['CONN_MAX_AGE'] is {shown(alias.age)} and the project is served by ASGI, "
             "where no later request finds the connection.",
@@ -573,17 +569,11 @@ def asgi_persistent(alias: Alias) -> Iterator[Found]:
 )
 def asgi_maybe_persistent(alias: Alias) -> Iterator[Found]:
     """Settings with both applications don't tell which one serves."""
-    if alias.connects and alias.persistent and _served_by(alias.project) == "either":
+    if alias.connects and alias.persistent and alias.project.served_by == "either":
         yield (
             f"{alias}['CONN_MAX_AGE'] is {shown(alias.age)}, which leaks if the project is served by ASGI.",
             "Write 0 for CONN_MAX_AGE where an ASGI server serves the project.",
         )
-
-
-def _served_by(project: Project) -> Literal["ASGI", "either"] | None:
-    if not project.get("ASGI_APPLICATION"):
-        return None
-    return "either" if project.get("WSGI_APPLICATION") else "ASGI"
 
 
 NO_HEALTH_CHECKS = (

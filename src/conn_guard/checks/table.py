@@ -17,7 +17,8 @@ LEVELS = {"E": ERROR, "W": WARNING, "I": INFO}
 
 Found = tuple[str, str]
 """What a rule found: the message, which never holds a secret, and the hint, which says what to type."""
-Subject = Literal["project", "alias", "server"]
+Subject = Literal["project", "alias", "reaping", "session", "deployment", "capacity"]
+"""What a rule looks at: the first two are static, the rest run where a database is named."""
 Find = TypeVar("Find", bound=Callable[..., Iterable[Found]])
 
 
@@ -62,3 +63,8 @@ def rule(id: str, slug: str, *, subject: Subject, django: str, cure: str) -> Cal
 def message_of(id: str, message: str, hint: str) -> CheckMessage:  # noqa: A002
     """Return Django's message for the check *id*, at the level of its letter and with the address of its paragraph."""
     return CheckMessage(LEVELS[id[0]], message, hint=f"{hint} See {PAGE}#{id.lower()}.", id=f"conn_guard.{id}")
+
+
+def log(message: CheckMessage) -> None:
+    """Write *message* on one line of the logger ``conn_guard.checks``, at its own level."""
+    logger.log(message.level, "%s: %s %s", message.id, message.msg, message.hint)
