@@ -330,13 +330,13 @@ class _Closing:
         conf.require()
 
     def __enter__(self) -> None:
-        pass
+        conf.require()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         close_all()
 
     async def __aenter__(self) -> None:
-        pass
+        conf.require()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -355,8 +355,8 @@ class _Closing:
             return cast("_Function", closing_async)
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(
-                f"closing_connections can't decorate the generator function {function.__qualname__!r}, whose body runs "
-                "after the call: write 'with closing_connections():' inside it."
+                f"closing_connections can't decorate the generator function {getattr(function, '__qualname__', function)!r}, "
+                "whose body runs after the call: write 'with closing_connections():' inside it."
             )
 
         @functools.wraps(function)
