@@ -1,6 +1,7 @@
 """This room holds the server of the tests: one for the whole run, started before pytest-django reads its settings.
 
-DATABASE_URL wins where it is set, and a run that executes no test fails. Under pytest-xdist the controller starts the server and the workers inherit its address.
+DATABASE_URL wins where it is set. Under pytest-xdist the controller starts the server and the workers inherit its address.
+A run that executes no test fails.
 """
 
 from __future__ import annotations
