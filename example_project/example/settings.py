@@ -53,6 +53,17 @@ SENDFILE_BACKEND = env.str("SENDFILE_BACKEND", default="simple" if DEBUG else "n
 MEDIA_ROOT = env.path("MEDIA_ROOT", default=str(BASE_DIR / "media"))()
 STATIC_URL = "static/"
 
+# Without DEBUG, Django alone would print no error anywhere.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "loggers": {
+        "django": {"handlers": ["console"], "level": "INFO"},
+        "conn_guard": {"handlers": ["console"], "level": env.str("CONN_GUARD_LOG_LEVEL", default="WARNING")},
+    },
+}
+
 ROOT_URLCONF = "example.urls"
 ASGI_APPLICATION = "example.asgi.application"
 WSGI_APPLICATION = "example.wsgi.application"

@@ -1,0 +1,200 @@
+"""Where the acts are played: this room holds PostgreSQL, a database of the demo's own in it, and uvicorn in front."""
+
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+
+import environ
+import httpx
+from django.core.management.base import CommandError
+from django.db import Error
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.utils import ConnectionHandler
+
+from local_postgres import LocalPostgres, LocalPostgresError
+
+PROJECT = Path(__file__).resolve().parent.parent
+MAX_CONNECTIONS = 40
+FEWEST_SLOTS = 20
+STARTS_WITHIN_SECONDS = 30
+ENDS_WITHIN_SECONDS = 10
+
+# PostgreSQL keeps some slots for superusers and, from 16 on, for whom the administrator names.
+ABOUT_SERVER = """
+SELECT current_setting('max_connections')::int
+       - current_setting('superuser_reserved_connections')::int
+       - coalesce(current_setting('reserved_connections', true), '0')::int,
+       (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' OR backend_type IS NULL),
+       split_part(current_setting('server_version'), ' ', 1)
+"""
+
+# The shell ends the program when its own input ends, so that nothing is left when the demo itself is killed with -9.
+LEASH = 'exec 3<&0; "$@" </dev/null 3<&- & program=$!; (cat <&3; kill $program 2>/dev/null) & wait $program'
+
+
+def connect(url: str, application_name: str) -> BaseDatabaseWrapper:
+    """Return a connection of the calling thread to *url*, past the project's DATABASES, with either driver."""
+    settings = environ.Env.db_url_config(url)
+    settings["OPTIONS"] = {**settings.get("OPTIONS", {}), "application_name": application_name}
+    return ConnectionHandler({"default": settings})["default"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A PostgreSQL with a role and a database for the example, which can take *slots* sessions and no more."""
+
+    operator_url: str
+    role: str
+    slots: int
+    postgres: str
+    """The server's version."""
+    folder: Path
+    environment: dict[str, str]
+
+    def manage(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the example, as an operator would."""
+        command = [sys.executable, "manage.py", *arguments]
+        settings = {**self.environment, **environment}
+        return subprocess.run(command, cwd=PROJECT, env=settings, capture_output=True, text=True, check=False)
+
+    @contextmanager
+    def serve(self, guard: str) -> Iterator[httpx.Request]:
+        """Run the example under uvicorn with as much of conn_guard as *guard* says; give a request that is logged in."""
+        log = self.folder / f"uvicorn-{guard}.log"
+        command = [sys.executable, "-m", "uvicorn", "example.asgi:application", "--port", "0", "--no-access-log"]
+        with log.open("wb") as output:
+            # A session of its own: Ctrl-C ends the demo, and the demo ends the server.
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", LEASH, "sh", *command, "--timeout-graceful-shutdown", "2"],
+                cwd=PROJECT,
+                env={**self.environment, "EXAMPLE_GUARD": guard},
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        try:
+            address = _address(process, log)
+            who = {"username": "annotator", "password": self.environment["SEED_PASSWORD"]}
+            answer = httpx.post(f"{address}/api/login", json=who, timeout=30).raise_for_status()
+            yield httpx.Request("GET", address, headers={"Authorization": f"Token {answer.json()['token']}"})
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(ENDS_WITHIN_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def log_of(self, guard: str) -> str:
+        """Return what the server that ran with *guard* has logged so far."""
+        return (self.folder / f"uvicorn-{guard}.log").read_text(errors="replace")
+
+
+@contextmanager
+def set_stage() -> Iterator[Stage]:
+    """Give a stage on the server of DATABASE_URL, or on one of our own; nothing of it is left afterwards."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="conn_guard-demo-")))
+        url = os.environ.get("DATABASE_URL", "")
+        is_ours = not url
+        if is_ours:
+            try:
+                url = stack.enter_context(LocalPostgres(max_connections=MAX_CONNECTIONS)).url()
+            except LocalPostgresError as error:
+                raise CommandError(str(error)) from None
+        elif not urlsplit(url).scheme.startswith("postg"):
+            raise CommandError("DATABASE_URL is no PostgreSQL's; unset it, and the demo starts one of its own.")
+        operator = connect(url, "example:operator")
+        stack.callback(operator.close)
+        try:
+            with operator.cursor() as cursor:
+                cursor.execute(ABOUT_SERVER)
+                slots, used, version = cursor.fetchone()
+                # On a server of somebody else's the demo leaves slots to the others, and the operator's way in.
+                if not is_ours:
+                    slots = min(MAX_CONNECTIONS - 3, slots - used - 5)
+                if slots < FEWEST_SLOTS:
+                    raise CommandError(
+                        f"DATABASE_URL's server has too few free slots: {slots}, and the demo needs {FEWEST_SLOTS}."
+                    )
+                name, password = _make_database(stack, operator, limit=-1 if is_ours else slots, is_ours=is_ours)
+        except Error as error:
+            reason = " ".join(str(error).split())
+            raise CommandError(
+                f"The demo makes a role and a database of its own on DATABASE_URL's server, and it refused: {reason}"
+            ) from None
+        stage = Stage(
+            operator_url=url,
+            role=name,
+            slots=slots,
+            postgres=version,
+            folder=folder,
+            environment={
+                # What decides how the example behaves may be set outside; what the demo relies on may not.
+                "SENDFILE_BACKEND": "nginx",
+                **os.environ,
+                "DATABASE_URL": _with(url, database=name, account=f"{name}:{password}"),
+                "OPERATOR_DATABASE_URL": _with(url, database=name),
+                "DJANGO_SETTINGS_MODULE": "example.settings",
+                "EXAMPLE_GUARD": "app",
+                "APPLICATION_NAME": "example:server",
+                "ALLOWED_HOSTS": "127.0.0.1",
+                "DEBUG": "false",
+                "MEDIA_ROOT": str(folder / "media"),
+                "SECRET_KEY": secrets.token_urlsafe(40),
+                "SEED_PASSWORD": secrets.token_urlsafe(12),
+                "PYTHONUNBUFFERED": "1",
+            },
+        )
+        for command in ("migrate", "seed"):
+            done = stage.manage(command, "-v0", APPLICATION_NAME="example:worker")
+            if done.returncode:
+                raise CommandError(f"manage.py {command} failed: {done.stderr.strip()}")
+        yield stage
+
+
+def _make_database(stack: ExitStack, operator: BaseDatabaseWrapper, *, limit: int, is_ours: bool) -> tuple[str, str]:
+    name = "example" if is_ours else f"conn_guard_demo_{secrets.token_hex(3)}"
+    password = secrets.token_hex(12)
+
+    def execute(statement: str) -> None:
+        with operator.cursor() as cursor:
+            cursor.execute(statement)
+
+    execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}' CONNECTION LIMIT {limit}")
+    if not is_ours:
+        stack.callback(execute, f"DROP ROLE {name}")
+        # Whoever made a role is not yet one of it, and only who is may give it a database and end its sessions.
+        execute(f"GRANT {name} TO CURRENT_USER")
+    execute(f"CREATE DATABASE {name} OWNER {name}")
+    if not is_ours:
+        stack.callback(execute, f"DROP DATABASE {name} WITH (FORCE)")
+    return name, password
+
+
+def _with(url: str, *, database: str, account: str = "") -> str:
+    """Return *url* with another database, and with another account where one is given."""
+    parts = urlsplit(url)
+    own, _, place = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{account or own}@{place}", path=f"/{database}").geturl()
+
+
+def _address(process: subprocess.Popen, log: Path) -> str:
+    deadline = time.monotonic() + STARTS_WITHIN_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        if found := re.search(r"running on (http://\S+)", log.read_text(errors="replace")):
+            return found[1]
+        time.sleep(0.05)
+    lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+    raise CommandError(f"uvicorn did not start: {lines[-1]}")
