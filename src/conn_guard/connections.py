@@ -51,7 +51,7 @@ def _own(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
         if _is_lent(connection):
             return
         scope = _scope.get()
-        if scope is not None and not scope.finished:
+        if scope is not None:
             scope.opened[connection] = threading.get_ident()
         if not conf.current().close_with_owner:
             return

@@ -273,6 +273,18 @@ def test_asgi_gives_the_connection_back_before_a_ready_body_is_sent(url_alias, o
 
 
 @pytest.mark.usefixtures("chain")
+def test_asgi_gives_the_connection_back_when_a_stream_is_exhausted(url_alias, observer):
+    counts = []
+
+    async def send(message):
+        if message["type"] == "http.response.body":
+            counts.append(await asyncio.to_thread(observer.settled, url_alias, 1 if message.get("body") else 0))
+
+    asyncio.run(asgi("/astream/", send=send))
+    assert counts == [True] * 4
+
+
+@pytest.mark.usefixtures("chain")
 @pytest.mark.parametrize("view", ["plain", "astream", "aplain"])
 def test_asgi_a_send_that_raises_leaves_nothing_and_is_told_once(url_alias, observer, view, caplog):
     caplog.set_level(logging.INFO, "conn_guard")
@@ -365,14 +377,17 @@ def test_the_test_client_keeps_a_connection_that_the_test_opened(url_alias, obse
     assert observer.states(url_alias) == ["idle"]
 
 
-def test_the_test_client_inside_an_atomic_block_works(url_alias):
+def test_the_test_client_inside_an_atomic_block_works(url_alias, caplog):
     with transaction.atomic(using=url_alias):
         urls.query()
+        wrapper = connections[url_alias]
         for view in ("plain", "stream", "file"):
             response = Client().get(f"/{view}/")
             assert b"".join(response)
         assert asyncio.run(AsyncClient().get("/aplain/")).content == b"aplain"
         urls.query()
+        assert connections[url_alias] is wrapper
+    assert caplog.records == []
 
 
 def test_atomic_requests_work(make_alias, observer, worker, monkeypatch):

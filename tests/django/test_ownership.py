@@ -116,10 +116,10 @@ def test_a_connection_lent_to_a_thread_is_its_lenders(alias, observer, in_thread
     def borrow():
         connections[alias] = wrapper
         query(alias)
+        wrapper.dec_thread_sharing()
 
     in_thread(borrow)
     assert observer.states(alias) == ["idle"]
-    wrapper.dec_thread_sharing()
     wrapper.close()
 
 
