@@ -94,7 +94,9 @@ def environment(*requirements: str, name: str = "main", python: str = sys.execut
     folder = ENVIRONMENTS / name
     inside, stamp = folder / "bin" / "python", folder / "dev.json"
     pins = pins or PINS.read_text()
-    parts = [(HERE / "pyproject.toml").read_text(), pins, str(folder), python, sys.version]
+    # What follows [project] tells tools what to do, not what to install.
+    project = (HERE / "pyproject.toml").read_text().partition("\n[tool.")[0]
+    parts = [project, pins, str(folder), python, sys.version]
     base = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     with locked(name):
         state = json.loads(stamp.read_text()) if stamp.exists() and inside.exists() else {}
