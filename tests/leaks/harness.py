@@ -98,21 +98,9 @@ def measure(
     began = time.monotonic()
     mechanism = MECHANISMS[cell.mechanism]
     name = f"leaks-{secrets.token_hex(8)}"
-    # No parameter of ours, and libpq reads no query that is meant for Django.
+    # libpq reads no parameter that is meant for Django.
     database_url = database_url.partition("?")[0]
-    environ = {
-        **{key: value for key, value in os.environ.items() if not key.startswith(("LEAKS_", "PG", "DJANGO_", "COV"))},
-        "LEAKS_DATABASE_URL": database_url,
-        "LEAKS_APPLICATION_NAME": name,
-        "LEAKS_COLUMN": cell.column,
-        "LEAKS_SETTING": cell.setting,
-        "LEAKS_GC": "on" if collector else "off",
-        "DJANGO_SETTINGS_MODULE": "tests.leaks.leaky_site.settings",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        **SERVERS[cell.server].environ,
-        **mechanism.environ,
-    }
+    environ = environment_of(cell, database_url, name, collector=collector)
     with sessions(database_url) as count, serving(SERVERS[cell.server], python, environ, logs) as server:
         statuses = load(
             server.address, f"/{mechanism.name}/",
@@ -127,6 +115,24 @@ def measure(
             server.collect()
             after = settle(lambda: count(name), 1)
     return Result(left, after, _wrong(statuses, mechanism.answers), time.monotonic() - began)
+
+
+def environment_of(cell: Cell, database_url: str, name: str, *, collector: bool = True) -> dict[str, str]:
+    """Return the environment of a process that serves leaky_site as *cell* asks, with sessions of that name."""
+    foreign = ("LEAKS_", "PG", "DJANGO_", "COV")
+    return {
+        **{key: value for key, value in os.environ.items() if not key.startswith(foreign)},
+        "LEAKS_DATABASE_URL": database_url,
+        "LEAKS_APPLICATION_NAME": name,
+        "LEAKS_COLUMN": cell.column,
+        "LEAKS_SETTING": cell.setting,
+        "LEAKS_GC": "on" if collector else "off",
+        "DJANGO_SETTINGS_MODULE": "tests.leaks.leaky_site.settings",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **SERVERS[cell.server].environ,
+        **(MECHANISMS[cell.mechanism].environ if cell.mechanism in MECHANISMS else {}),
+    }
 
 
 def _wrong(statuses: Counter[int], expected: frozenset[int]) -> int:

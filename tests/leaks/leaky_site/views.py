@@ -479,3 +479,25 @@ def listen(request):
     with connection.cursor() as cursor:
         cursor.execute("LISTEN leaks")
     return ok()
+
+
+# For the benchmarks
+
+
+@view
+def backend_pid(request):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return HttpResponse(str(cursor.fetchone()[0]))
+
+
+@view
+def large(request):
+    query()
+    return HttpResponse(CHUNK * 80)
+
+
+@view
+def large_file(request):
+    query()
+    return FileResponse(io.BytesIO(CHUNK * 80))
