@@ -119,13 +119,14 @@ def parse_duration(text: str) -> timedelta:
         raise ValueError(f"{text!r} is too long a duration: write at most 999999999d.") from None
 
 
+_ABSENT: Mapping[str, object] = {}
 _cached: tuple[object, tuple[Settings, list[Problem]]] | None = None
 _logged: set[Problem] = set()
 
 
 def _load() -> tuple[Settings, list[Problem]]:
     global _cached
-    raw = getattr(django_settings, "CONN_GUARD", {})
+    raw = getattr(django_settings, "CONN_GUARD", _ABSENT)
     cached = _cached
     # An overridden setting is another object, so identity is enough and no signal is needed.
     if cached is None or cached[0] is not raw:
