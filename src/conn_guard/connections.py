@@ -144,8 +144,19 @@ def _own_in_contexts(wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLo
                     task.get_context().run(_hold_where_seen, owner, wrapper)
 
 
+def own_from_birth(wrapper: BaseDatabaseWrapper) -> None:
+    """Let this context and all that it will be copied to own *wrapper*, which it is making: those that will see it.
+
+    An engine can do this; a receiver of ``connection_created`` comes later and has to look for the contexts.
+    """
+    loop = _running_loop()
+    if loop is not None and conf.current().close_with_owner:
+        _hold(_ContextOwner(wrapper, loop))
+
+
 def _hold(owner: _ContextOwner) -> None:
-    _context_owners.set((*_context_owners.get(), owner))
+    # Without those whose wrapper is gone: a context that lives on would gather them.
+    _context_owners.set((*(each for each in _context_owners.get() if each.wrapper() is not None), owner))
 
 
 def _hold_where_seen(owner: _ContextOwner, wrapper: BaseDatabaseWrapper) -> None:
@@ -178,6 +189,11 @@ def _abandon(wrapper: Any) -> None:
                 wrapper.close()
             finally:
                 wrapper.dec_thread_sharing()
+
+
+def close_unused(wrapper: BaseDatabaseWrapper) -> None:
+    """Close *wrapper*, which the engine found to be used by nobody, from whatever thread; it never raises."""
+    _abandon(wrapper)
 
 
 def _abandon_outside_transaction(wrapper: BaseDatabaseWrapper) -> None:
@@ -304,6 +320,12 @@ class RequestScope:
 
 
 _scope: contextvars.ContextVar[RequestScope | None] = contextvars.ContextVar("conn_guard_scope", default=None)
+
+
+def current_view() -> str:
+    """Return the view of the request that is running here, or an empty string outside of one."""
+    scope = _scope.get()
+    return "" if scope is None or scope.finished else scope.view()
 
 
 # The public helpers

@@ -1,0 +1,355 @@
+"""The engine's heart: this room holds what the guarded wrappers do differently from Django's own.
+
+Two threads may want the same wrapper, its own and the keeper, and one lock stands between them. The keeper never waits for
+it, and never logs while it has it: whoever waits for it may hold any other lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+import time
+from datetime import timedelta
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from django.core import signals
+from django.db import Error, ProgrammingError
+from django.db import connections as django_connections
+from django.db.backends.postgresql.base import CursorDebugWrapper
+from django.db.backends.utils import CursorWrapper
+
+from conn_guard import conf, connections, origins
+from conn_guard.engine import driver, keeper
+from conn_guard.engine.leaks import Opener
+from conn_guard.engine.tenure import Tenure
+
+if TYPE_CHECKING:
+    from django.db.backends.postgresql.base import DatabaseWrapper
+
+    class _Base(DatabaseWrapper):
+        """What Django's wrapper has and its stubs leave out."""
+
+        isolation_level: Enum
+        _thread_sharing_count: int
+
+        def _cursor(self, name: str | None = None) -> CursorWrapper: ...
+        def _close(self) -> None: ...
+
+else:
+    _Base = object
+
+# Seconds for which "auto" keeps an unused connection that CONN_MAX_AGE does not keep at all.
+_AUTO_IDLE_S = 60.0
+_ATTEMPTS = 3
+# A cursor used less than these seconds ago was not at rest, so nobody had a reason to end its session.
+_AT_REST_S = 0.01
+
+
+class Guarded(_Base):
+    """Mixed into a DatabaseWrapper of Django's: owned from birth, looked at before use, closed when nobody needs it."""
+
+    _connection_pools: dict[str, Any] = {}  # noqa: RUF012
+    _pools_pid = os.getpid()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn_guard_pins = 0
+        self._guard = threading.RLock()
+        self._tenure: Tenure | None = None
+        connections.own_from_birth(self)
+
+    # Connecting
+
+    def get_connection_params(self) -> dict[str, Any]:
+        params = super().get_connection_params()
+        settings = conf.current()
+        if settings.stamp_origin:
+            name = params.get("application_name") or os.environ.get("PGAPPNAME") or "django"
+            # A connection that serves one request after another would carry the name of the wrong view.
+            lasts = self.settings_dict["CONN_MAX_AGE"] != 0 or self.settings_dict["OPTIONS"].get("pool")
+            view = connections.current_view() if settings.stamp_origin == "view" and not lasts else ""
+            params["application_name"] = origins.stamp(name, os.getpid(), view)
+        return params
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        if Guarded._pools_pid != os.getpid():
+            _leave_pools_to_parent()
+        raw = super().get_new_connection(conn_params)
+        wire = driver.wire(raw)
+        if wire.pool is not None:
+            # A pool learns that a connection died when it is given back: each dead one is met once.
+            for _ in range(wire.pool.max_size):
+                if not wire.ended_at_rest():
+                    break
+                wire.give_back()
+                raw = super().get_new_connection(conn_params)
+                wire = driver.wire(raw)
+        held_for = conf.current().report_held_for
+        opener = Opener(self.alias, raw.info.backend_pid, held_for.total_seconds()) if held_for else None
+        self._tenure = Tenure(self, wire, idle_for_s=self._idle_for_s(), opener=opener)
+        return raw
+
+    def connect(self) -> None:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                super().connect()
+                self._connected()
+                return
+            except BaseException as error:
+                tenure = self._tenure
+                died = tenure is not None and tenure.wire.is_dead() and isinstance(error, (Error, driver.DriverError))
+                # Half made, without its role or its time zone, it must not serve the next query as if nothing had been.
+                with contextlib.suppress(Exception):
+                    self.close()
+                # Nothing of the application's ran on a session that died this young, so another one is as good.
+                if not died or attempt == _ATTEMPTS:
+                    raise
+
+    def _connected(self) -> None:
+        tenure = self._tenure
+        if tenure is not None:
+            tenure.connected(
+                role=self.settings_dict["OPTIONS"].get("assume_role"),
+                timezone=self.timezone_name,
+                isolation=self.isolation_level.name.replace("_", " ").lower(),
+            )
+            tenure.used_at = time.monotonic()
+            due_at = min(tenure.used_at + tenure.idle_for_s, tenure.opener.report_at if tenure.opener else math.inf)
+            keeper.keep(tenure.key, self, due_at=due_at, has_jobs=tenure.wire.pool is not None)
+
+    def _idle_for_s(self) -> float:
+        idle_for = conf.current().engine_idle_for
+        if isinstance(idle_for, timedelta):
+            return idle_for.total_seconds()
+        max_age: float | None = self.settings_dict["CONN_MAX_AGE"]
+        if idle_for is None or max_age is None:
+            return math.inf
+        return max_age or _AUTO_IDLE_S
+
+    # Before use
+
+    def ensure_connection(self) -> None:
+        with self._guard:
+            tenure = self._tenure
+            if tenure is not None:
+                if tenure.pid != os.getpid():
+                    self.leave_to_parent()
+                elif not self.in_atomic_block:
+                    self.replace_if_ended()
+            if self.connection is None:
+                if self.in_atomic_block and self.closed_in_transaction:
+                    # Django says so from 5.2 on; before, it would go on outside the transaction.
+                    raise ProgrammingError("Cannot open a new connection in an atomic block.")
+                super().ensure_connection()
+            elif tenure is not None:
+                tenure.used_at = time.monotonic()
+
+    def replace_if_ended(self) -> bool:
+        """Close a connection whose session has ended, unless something would be lost by going on with another."""
+        tenure = self._tenure
+        if (
+            tenure is None
+            or self._thread_sharing_count
+            or not tenure.wire.ended_at_rest()
+            or tenure.made_state
+            or self.conn_guard_pins
+            or self.in_atomic_block
+            or self.autocommit != self.settings_dict["AUTOCOMMIT"]
+        ):
+            return False
+        tenure.replaced = True
+        self.close()
+        return True
+
+    def _cursor(self, name: str | None = None) -> CursorWrapper:
+        with self._guard:
+            cursor = super()._cursor(name)
+            if self._tenure is not None:
+                self._tenure.opened(cursor.cursor)
+            return cursor
+
+    def make_cursor(self, cursor: Any) -> CursorWrapper:
+        return _Cursor(cursor, self)
+
+    def make_debug_cursor(self, cursor: Any) -> CursorDebugWrapper:
+        return _DebugCursor(cursor, self)
+
+    def get_autocommit(self) -> bool:
+        # Without a look: Django asks this at the end of a request, when a new connection would be of no use.
+        return self.autocommit if self.connection is not None else super().get_autocommit()
+
+    def set_autocommit(self, *args: Any, **kwargs: Any) -> None:
+        with self._guard:
+            super().set_autocommit(*args, **kwargs)
+
+    # After use
+
+    def close(self) -> None:
+        with self._guard:
+            if self._tenure is not None and self._tenure.pid != os.getpid():
+                self.leave_to_parent()
+            super().close()
+
+    def _close(self) -> None:
+        tenure, self._tenure = self._tenure, None
+        if tenure is not None:
+            tenure.end()
+        super()._close()
+
+    def close_if_unusable_or_obsolete(self) -> None:
+        with self._guard:
+            if self._tenure is not None and self._tenure.pid != os.getpid():
+                self.leave_to_parent()
+            if self.connection is None or self.replace_if_ended():
+                return
+            if not self.in_atomic_block and connections.in_transaction(self):
+                # Django drops a connection whose autocommit was not restored; a raw BEGIN is the same, seen by the driver.
+                self.close()
+                return
+            super().close_if_unusable_or_obsolete()
+
+    # What the keeper calls
+
+    def tend(self, now: float) -> float:
+        """Report and close what is due at *now*, and return when to come next."""
+        tenure = self._tenure
+        return math.inf if tenure is None else min(tenure.report_if_held(now), self._close_if_idle(tenure, now))
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: forget the session, which is the parent's."""
+        self._guard = threading.RLock()
+        tenure, self._tenure = self._tenure, None
+        if tenure is not None:
+            tenure.leave_to_parent()
+            self.connection = None
+            if self.in_atomic_block:
+                # The transaction is the parent's as well: go on as after a close() in an atomic block.
+                self.closed_in_transaction = True
+                self.needs_rollback = True
+
+    def _close_if_idle(self, tenure: Tenure, now: float) -> float:
+        idle_at = tenure.used_at + tenure.idle_for_s
+        if now < idle_at:
+            return idle_at
+        # Whatever spares it now: if it were used at this moment, it would be idle then, and not before.
+        again_at = now + tenure.idle_for_s
+        if tenure.asked_about == tenure.used_at or not self._guard.acquire(blocking=False):
+            return again_at
+        try:
+            if self._tenure is not tenure or tenure.used_at + tenure.idle_for_s > now or not self._is_at_rest(tenure):
+                return again_at
+            tenure.asked_about = tenure.used_at
+            if tenure.holds_state(pinned=bool(self.conn_guard_pins)):
+                return again_at
+            connections.close_unused(self)
+        finally:
+            self._guard.release()
+        return math.inf
+
+    def _is_at_rest(self, tenure: Tenure) -> bool:
+        # Without autocommit a connection between two transactions looks at rest as well, and may be in the middle of a task.
+        return (
+            tenure.pid == os.getpid()
+            and not self.in_atomic_block
+            and self.autocommit
+            and self.settings_dict["AUTOCOMMIT"]
+            and not self._thread_sharing_count
+            and not tenure.has_open_cursor()
+            and tenure.wire.is_at_rest()
+        )
+
+
+class _Watched(CursorWrapper):
+    """A cursor whose statements the engine sees, and which looks before each of them."""
+
+    db: Guarded
+
+    def __init__(self, cursor: Any, db: Guarded) -> None:
+        super().__init__(cursor, db)
+        self.tenure = db._tenure
+
+    def execute(self, sql: Any, params: Any = None) -> Any:
+        tenure = self._about_to_run(sql)
+        try:
+            return super().execute(sql, params)
+        finally:
+            if tenure is not None:
+                tenure.used_at = time.monotonic()
+
+    def executemany(self, sql: Any, param_list: Any) -> Any:
+        tenure = self._about_to_run(sql)
+        try:
+            return super().executemany(sql, param_list)
+        finally:
+            if tenure is not None:
+                tenure.used_at = time.monotonic()
+
+    def callproc(self, procname: Any, params: Any = None, kparams: Any = None) -> Any:
+        self._about_to_run(f"{procname}(")
+        return super().callproc(procname, params, kparams)
+
+    def _about_to_run(self, sql: Any) -> Tenure | None:
+        tenure = self.tenure
+        if tenure is None:
+            return None
+        if tenure.replaced or time.monotonic() - tenure.used_at > _AT_REST_S:
+            tenure = self._look_again(tenure)
+        tenure.runs(sql)
+        return tenure
+
+    def _look_again(self, tenure: Tenure) -> Tenure:
+        """Move to the session that took the place of an ended one, so that a cursor may rest between two statements."""
+        db = self.db
+        if db._tenure is tenure and not db.in_atomic_block:
+            db.replace_if_ended()
+        if not tenure.replaced or getattr(self.cursor, "name", None):
+            return tenure
+        with db._guard:
+            db.ensure_connection()
+            with db.wrap_database_errors:
+                self.cursor = db.create_cursor()
+            self.tenure = db._tenure
+            if self.tenure is None:
+                return tenure
+            self.tenure.opened(self.cursor)
+            return self.tenure
+
+
+class _Cursor(_Watched):
+    pass
+
+
+class _DebugCursor(_Watched, CursorDebugWrapper):
+    pass
+
+
+def _leave_pools_to_parent() -> None:
+    """In a forked child: forget the pools, whose threads were not copied and whose sessions are the parent's."""
+    Guarded._pools_pid = os.getpid()
+    for pool in Guarded._connection_pools.values():
+        driver.keep_open_for_parent(pool)
+        for raw in list(pool._pool):
+            driver.keep_open_for_parent(raw)
+    Guarded._connection_pools.clear()
+
+
+def _revive(sender: Any, **kwargs: object) -> None:
+    """Receive ``request_started``: give a thread whose atomic block was closed and never left a new wrapper.
+
+    Not under the test client, whose caller may still be in that block.
+    """
+    if sender.__module__ == "django.test.client":
+        return
+    for wrapper in django_connections.all(initialized_only=True):
+        if isinstance(wrapper, Guarded) and wrapper.closed_in_transaction and not wrapper._thread_sharing_count:
+            del django_connections[wrapper.alias]
+
+
+# Django imports an engine when it makes its first wrapper, so the engine works without the app as well.
+connections.watch()
+signals.request_started.connect(_revive, dispatch_uid="conn_guard.engine")
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_pools_to_parent)
