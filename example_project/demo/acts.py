@@ -15,7 +15,7 @@ from demo.stage import Stage
 
 CONCURRENCY = 8
 ENOUGH_ERRORS = 20
-AT_MOST_REQUESTS, AT_MOST_SECONDS = 3000, 40
+AT_MOST_REQUESTS, AT_MOST_SECONDS = 1000, 40
 IDLE_FOR = "1s"
 
 Say = Callable[[str], None]

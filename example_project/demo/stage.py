@@ -112,9 +112,9 @@ def set_stage() -> Iterator[Stage]:
             try:
                 url = stack.enter_context(LocalPostgres(max_connections=MAX_CONNECTIONS)).url()
             except LocalPostgresError as error:
-                raise CommandError(str(error)) from None
+                raise CommandError(str(error), returncode=2) from None
         elif not urlsplit(url).scheme.startswith("postg"):
-            raise CommandError("DATABASE_URL is no PostgreSQL's; unset it, and the demo starts one of its own.")
+            raise CommandError("DATABASE_URL is no PostgreSQL's; unset it, and the demo starts one of its own.", returncode=2)
         operator = connect(url, "example:operator")
         stack.callback(operator.close)
         try:
@@ -132,7 +132,8 @@ def set_stage() -> Iterator[Stage]:
         except Error as error:
             reason = " ".join(str(error).split())
             raise CommandError(
-                f"The demo makes a role and a database of its own on DATABASE_URL's server, and it refused: {reason}"
+                f"The demo makes a role and a database of its own on DATABASE_URL's server, and it refused: {reason}",
+                returncode=2,
             ) from None
         stage = Stage(
             operator_url=url,
@@ -160,7 +161,7 @@ def set_stage() -> Iterator[Stage]:
         for command in ("migrate", "seed"):
             done = stage.manage(command, "-v0", APPLICATION_NAME="example:worker")
             if done.returncode:
-                raise CommandError(f"manage.py {command} failed: {done.stderr.strip()}")
+                raise CommandError(f"manage.py {command} failed: {done.stderr.strip()}", returncode=2)
         yield stage
 
 
@@ -197,4 +198,4 @@ def _address(process: subprocess.Popen, log: Path) -> str:
             return found[1]
         time.sleep(0.05)
     lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-    raise CommandError(f"uvicorn did not start: {lines[-1]}")
+    raise CommandError(f"uvicorn did not start: {lines[-1]}", returncode=2)
