@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from django.db import Error, connections
-from django.db.backends.postgresql.base import DatabaseWrapper
+from django.db.utils import load_backend
 
 from conn_guard.origins import unstamped
 from conn_guard.sessions import REAPER_APPLICATION, Session, State, last_statement
@@ -28,7 +30,8 @@ SELECT set_config('search_path', 'pg_catalog', false),
        set_config('statement_timeout', '10s', false),
        set_config('lock_timeout', '5s', false),
        set_config('idle_in_transaction_session_timeout', '10s', false),
-       set_config('idle_session_timeout', '0', false)
+       set_config('idle_session_timeout', '0', false),
+       set_config('plan_cache_mode', 'force_generic_plan', false)
 """
 
 # session_user, not current_user: whoever logged in is who the sessions of the application belong to.
@@ -85,18 +88,21 @@ JOIN pg_class c ON c.relnamespace = n.oid AND c.relpersistence = 't'
 # One victim, in a transaction of its own. (pid, backend_start) says which session we judged: a pid alone may belong to
 # somebody else by now. An unchanged state_change says that it has not stirred since. wait_event is the one column that is
 # read live, so it catches a session that woke after the row was cached. The function with a pid, not the view: the view
-# forms every row before the first signal is sent.
-SIGNAL = """
+# forms every row before the first signal is sent. Prepared in SQL, which is the same for both drivers, because parsing and
+# planning would cost more than the look itself.
+PREPARE_SIGNAL = """
+PREPARE conn_guard_signal (int, bigint, bigint, text) AS
 SELECT pg_terminate_backend(a.pid)
-FROM pg_stat_get_activity(%(pid)s::int) AS a
+FROM pg_stat_get_activity($1) AS a
 WHERE a.pid <> pg_backend_pid()
   AND a.backend_type = 'client backend'
-  AND a.backend_start = timestamptz 'epoch' + %(backend_start)s::bigint * interval '1 microsecond'
-  AND a.state_change = timestamptz 'epoch' + %(state_change)s::bigint * interval '1 microsecond'
-  AND a.state = %(state)s::text
+  AND a.backend_start = timestamptz 'epoch' + $2 * interval '1 microsecond'
+  AND a.state_change = timestamptz 'epoch' + $3 * interval '1 microsecond'
+  AND a.state = $4
   AND (a.state <> 'idle' OR a.xact_start IS NULL AND a.backend_xid IS NULL AND a.backend_xmin IS NULL)
   AND a.wait_event_type = 'Client' AND a.wait_event = 'ClientRead'
 """
+SIGNAL = "EXECUTE conn_guard_signal (%(pid)s, %(backend_start)s, %(state_change)s, %(state)s)"
 
 STILL_THERE = """
 SELECT a.pid, (extract(epoch FROM a.backend_start) * 1000000)::bigint
@@ -130,6 +136,9 @@ ROLE_LIMITS = "SELECT rolname::text, rolconnlimit FROM pg_roles WHERE rolconnlim
 
 LOCK_KEY = 0x636F6E67
 """The first half of the advisory lock's key; the second is a hash of the scope."""
+
+# A whole address, or a password in one, that somebody put where a name belongs.
+_SECRETS = re.compile(r"[a-z+]+://[^\s'\"]+|password\s*=\s*('[^']*'|\S+)", re.IGNORECASE)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
@@ -186,25 +195,11 @@ class Identity:
     database: str
 
 
-class OwnConnection(DatabaseWrapper):  # type: ignore[misc,unused-ignore]
-    """Django's stock engine without its first words: nothing is sent before the pooler check.
-
-    No receiver of ``connection_created`` hears of it either: a project's ``SET ROLE`` would mask the sessions that we
-    came for, and its owner would close what the reaper closes itself.
-    """
-
-    queries_logged = False  # with DEBUG, every statement would be kept in memory
-
-    def connect(self) -> None:
-        """Open the connection, in autocommit."""
-        self.connection = self.get_new_connection(self.get_connection_params())
-        self.set_autocommit(True)
-        self.run_on_commit = []
-
-
 def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return an alias's *settings* as the reaper's own session needs them."""
-    options = {name: value for name, value in (settings.get("OPTIONS") or {}).items() if name not in _NOT_OURS}
+    given = settings.get("OPTIONS") or {}
+    # libpq writes its keys in lower case; MAX_CONNS and its like belong to a third party's engine.
+    options = {name: value for name, value in given.items() if name.islower() and name not in _NOT_OURS}
     return {
         **settings,
         "ENGINE": "django.db.backends.postgresql",
@@ -217,18 +212,33 @@ def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _connect(alias: str) -> Any:
+    """Return a connection of Django's stock engine, in autocommit, over which nothing was sent yet.
+
+    The engine's own first words are left out: a time zone set before the pooler check would stay on somebody else's session.
+    No receiver of ``connection_created`` hears of it: a project's ``SET ROLE`` would mask the sessions that we came for.
+    """
+    connection = load_backend("django.db.backends.postgresql").DatabaseWrapper(own_settings(connections.settings[alias]), alias)
+    connection.queries_log = deque(maxlen=0)  # with DEBUG, Django would keep every statement
+    with connection.wrap_database_errors:
+        connection.connection = connection.get_new_connection(connection.get_connection_params())
+        connection.set_autocommit(True)
+    connection.run_on_commit = []
+    return connection
+
+
 class Server:
     """A PostgreSQL server as the reaper's one session sees it; use it from one thread and close it."""
 
     def __init__(self, alias: str, *, pooled: bool = False) -> None:
         """Open a session for *alias*; *pooled* says that the project declared a pooler in session mode."""
-        self._connection = OwnConnection(own_settings(connections.settings[alias]), alias)
-        self._connection.ensure_connection()
+        self._connection = _connect(alias)
         try:
             self._refuse_pooler(pooled=pooled)
             if self._connection.pg_version < 140000:
                 raise TooOldError
             self._row(PREPARE)
+            self._run(PREPARE_SIGNAL)
             self.login_role, self.database, self.version_num, self.is_superuser, started_us = self._row(IDENTITY)
             self.identity = Identity(self._system_identifier(), started_us, self.login_role, self.database)
         except BaseException:
@@ -322,16 +332,30 @@ class Server:
         return self._rows(statement, parameters)[0]
 
     def _rows(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[Any]:
+        return self._run(statement, parameters) or []
+
+    def _run(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[Any] | None:
         if self._connection.connection is None:
             raise LostError("the session was closed")
         try:
             with self._connection.cursor() as cursor:
                 cursor.execute(statement, parameters)
-                return list(cursor.fetchall())
+                return list(cursor.fetchall()) if cursor.description else None
         except Error as error:
             if self._connection.connection is None or self._connection.connection.closed:
                 raise LostError(str(error)) from error
             raise
+
+
+def words(error: BaseException, alias: str) -> str:
+    """Return the text of a database *error* without what DATABASES[alias] keeps secret."""
+    settings = connections.settings[alias]
+    options = settings.get("OPTIONS") or {}
+    text = str(error)
+    for secret in (settings.get("PASSWORD"), options.get("password"), options.get("sslpassword"), options.get("options")):
+        if isinstance(secret, str) and secret:
+            text = text.replace(secret, "***")
+    return _SECRETS.sub("***", text)
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -372,6 +396,70 @@ def _session(row: Sequence[Any]) -> Session:
         in_transaction=in_transaction,
         waits_for_client=waits_for_client,
         last_statement=last_statement(text),
+    )
+
+
+# What the system checks ask: through Django's own cursor, because it is the application's session that they judge.
+
+# pg_settings tells what is in force for this session, settings of the role and the database included, and has no row for
+# what the server is too old for. session_user: who logged in takes the slot, whatever SET ROLE says.
+APPLICATION = """
+SELECT pg_catalog.pg_backend_pid(),
+       current_database()::text,
+       d.datconnlimit,
+       r.rolname::text,
+       r.rolconnlimit,
+       r.rolsuper,
+       ARRAY(SELECT s.name || '=' || s.setting FROM pg_catalog.pg_settings s WHERE s.name IN (
+           'idle_session_timeout', 'idle_in_transaction_session_timeout', 'max_connections',
+           'superuser_reserved_connections', 'reserved_connections', 'rds.rds_superuser_reserved_connections'))
+FROM pg_catalog.pg_roles r, pg_catalog.pg_database d
+WHERE r.rolname = session_user AND d.datname = current_database()
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApplicationSession:
+    """What the server tells the application about its own session and the room that it has; a limit of None is none."""
+
+    backend_pid: int
+    client_pid: int
+    database: str
+    database_limit: int | None
+    role: str
+    role_limit: int | None
+    is_superuser: bool
+    settings: Mapping[str, int]
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether something between us and the server made up the pid that the driver was given."""
+        return self.backend_pid != self.client_pid
+
+
+def application_session(connection: Any) -> ApplicationSession:
+    """Return what the server tells over *connection*, Django's own for an alias; connects if need be.
+
+    Raises what Django's cursor raises, and LookupError where the server doesn't answer as PostgreSQL does.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(APPLICATION)
+        row = cursor.fetchone()
+    # Without autocommit the question began a transaction, and nobody would end it.
+    if not connection.in_atomic_block and not connection.get_autocommit():
+        connection.rollback()
+    if row is None:
+        raise LookupError("the server doesn't list the role or the database of this session")
+    backend_pid, database, database_limit, role, role_limit, is_superuser, settings = row
+    return ApplicationSession(
+        backend_pid=backend_pid,
+        client_pid=connection.connection.info.backend_pid,
+        database=database,
+        database_limit=database_limit if database_limit >= 0 else None,
+        role=role,
+        role_limit=role_limit if role_limit >= 0 and not is_superuser else None,
+        is_superuser=is_superuser,
+        settings={name: int(value) for name, _, value in (each.partition("=") for each in settings)},
     )
 
 

@@ -1,22 +1,39 @@
-"""The reaper: this room holds one run of it, from connecting to the report."""
+"""The reaper: this room holds a run of it, from connecting to the report."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import random
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, InterfaceError, OperationalError, connections
 
 from conn_guard.policy import ANY_USER, Policy, Verdict, judge, keep_recent
-from conn_guard.postgres import Identity, InTransactionError, LostError, PooledError, Server, TooOldError, sqlstate
-from conn_guard.reports import Action, Exit, Outcome, Report, Slots, Status, one_line
+from conn_guard.postgres import Identity, LostError, PooledError, Server, TooOldError, sqlstate, words
+from conn_guard.reports import (
+    Action,
+    Exit,
+    Outcome,
+    Report,
+    Slots,
+    Status,
+    one_line,
+    parse_last_success,
+    render_metrics,
+    sql_name,
+)
 from conn_guard.sessions import CLIENT_BACKEND, REAPER_APPLICATION, Session
+
+logger = logging.getLogger("conn_guard.reaper")
 
 CONNECT_FOR = timedelta(seconds=30)
 """How long a failing log-in is tried again: slots come free as connections end."""
@@ -29,7 +46,7 @@ class Stop:
 
     def sleep(self, seconds: float) -> None:
         """Sleep for *seconds*, or until asked to stop."""
-        # In slices, because an Event that a signal handler sets can deadlock with the wait that it interrupts.
+        # In slices, because an Event that a signal handler sets can deadlock with the very wait that it interrupts.
         until = time.monotonic() + seconds
         while self.signum is None and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
@@ -45,16 +62,20 @@ class Orders:
     """Percent of the slots; None: always."""
     pooled: bool = False
     """The project declared a pooler in session mode in front of this alias."""
+    stays: bool = False
+    """There will be another round, so being stopped is a regular end and a lock is kept until then."""
 
 
-class _FailedError(Exception):
+class ReaperError(Exception):
+    """A run can't go on; the text says in one line why and what to type."""
+
     def __init__(self, exit_code: Exit, message: str) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
 
 class Reaper:
-    """Reaps for one alias; its one session stays open from run to run until close()."""
+    """Reaps for one alias; its one session stays open from round to round until close()."""
 
     def __init__(
         self,
@@ -69,10 +90,11 @@ class Reaper:
         self._asked = policy
         self._orders = orders
         self._stop = stop or Stop()
-        self._progress = progress or (lambda done, total: None)
+        self._progress = progress or (lambda done, due: None)
         self._server: Server | None = None
-        self._locked = False
         self._last_seen: Server | None = None
+        self._is_locked = False
+        self._stands_by = False
 
     def __enter__(self) -> Reaper:
         return self
@@ -85,38 +107,49 @@ class Reaper:
         if self._server is not None:
             self._server.close()
         self._server = None
-        self._locked = False
+        self._is_locked = False
 
-    def identity(self) -> Identity:
-        """Connect where need be and return where this alias leads to."""
-        return self._connected().identity
+    def scope(self) -> Policy:
+        """Connect where need be and return the policy with the role and the database that the alias leads to."""
+        server = self._connected()
+        return replace(self._asked, login_role=server.login_role, database=server.database)
 
-    def reap(self, *, at_most: int | None = None) -> Report:
-        """List, judge, signal and verify once, with *at_most* so many signals; return what was done, also on failure."""
+    def reap(self, *, at_most: int | None = None, seen: dict[Identity, str] | None = None) -> Report:
+        """List, judge, signal and verify once, with *at_most* so many signals; return what was done, also on failure.
+
+        *seen* has the aliases of this round by where they lead to: one of them is not reaped twice.
+        """
         started = time.monotonic()
         report = Report(alias=self.alias, dry_run=self._orders.dry_run)
         try:
-            report = self._reap(report, at_most)
-        except _FailedError as failed:
-            report = replace(report, failure=str(failed), failed_with=failed.exit_code)
+            report = self._reap(report, at_most, {} if seen is None else seen)
+        except ReaperError as error:
+            report = replace(report, failure=str(error), failed_with=error.exit_code)
+        except LostError as error:
+            report = replace(report, failure=self._lost(error), failed_with=Exit.UNREACHABLE)
+        except Exception as error:
+            logger.debug("The run for %s failed.", self.alias, exc_info=True)
+            told = f"{self.alias}: unexpected {type(error).__name__}: {words(error, self.alias)}"
+            report = replace(report, failure=told, failed_with=Exit.UNEXPECTED)
+        if report.failure is not None or not self._orders.stays:
             self.close()
-        except LostError as lost:
-            report = replace(report, failure=_lost(lost), failed_with=Exit.UNREACHABLE)
-            self.close()
-        except Error as error:
-            report = replace(report, failure=one_line(str(error)), failed_with=Exit.UNEXPECTED)
-            self.close()
-        if self._stop.signum is not None:
+        if self._stop.signum is not None and not self._orders.stays:
             report = replace(report, interrupted_by=self._stop.signum)
         return replace(report, seconds=time.monotonic() - started)
 
-    def _reap(self, report: Report, at_most: int | None) -> Report:
+    def _reap(self, report: Report, at_most: int | None, seen: dict[Identity, str]) -> Report:
         _refuse_atomic(self.alias)
         server = self._connected()
-        policy = replace(self._asked, login_role=server.login_role, database=server.database)
+        policy = self.scope()
         report = replace(report, address=server.address)
+        if (first := seen.setdefault(server.identity, self.alias)) != self.alias:
+            note = f"{self.alias} leads to the same place as {first}: reaped once"
+            return replace(report, mirror_of=first, notes=[note])
         if not self._orders.dry_run and not self._lock(server, policy):
-            return replace(report, status=Status.ALREADY_RUNNING, notes=[self._holder(server, policy)])
+            notes = [] if self._stands_by else [self._holder(server, policy)]
+            self._stands_by = self._orders.stays
+            return replace(report, status=Status.ALREADY_RUNNING, notes=notes)
+        self._stands_by = False
         sessions = server.list_sessions()
         report = replace(
             report,
@@ -125,63 +158,59 @@ class Reaper:
             slots=_slots(server, sessions, policy),
             notes=_notes(sessions, policy),
         )
-        _refuse_blind(sessions, policy)
-        judged = keep_recent(((each, judge(each, policy)) for each in sessions if policy.covers(each)), policy.keep)
+        _refuse_blind(self.alias, sessions, policy)
+        judged = keep_recent([(each, judge(each, policy)) for each in sessions if policy.covers(each)], policy.keep)
         above = self._orders.when_above
         if above is not None and report.slots is not None and report.slots.percent <= above:
-            return replace(
-                report, status=Status.BELOW_THRESHOLD, outcomes=[_undone(session, verdict) for session, verdict in judged]
-            )
+            outcomes = [_undone(session, verdict) for session, verdict in judged]
+            return replace(report, status=Status.BELOW_THRESHOLD, outcomes=outcomes)
         return self._act(server, report, judged, at_most)
 
     def _act(self, server: Server, report: Report, judged: Sequence[tuple[Session, Verdict]], at_most: int | None) -> Report:
-        outcomes: list[Outcome] = []
-        signalled: list[Session] = []
         due = sum(verdict is Verdict.REAP for _, verdict in judged)
+        done = met = 0
+        outcomes: list[Outcome] = []
         lost: LostError | None = None
-        done = 0
         for session, verdict in judged:
             if verdict is not Verdict.REAP:
                 outcomes.append(_undone(session, verdict))
                 continue
-            if at_most is not None and done >= at_most:
+            if done == at_most:
                 outcomes.append(_undone(session, Verdict.MAX))
-                continue
-            if self._orders.dry_run or self._stop.signum is not None or lost:
+            elif self._orders.dry_run or self._stop.signum is not None or lost:
                 outcomes.append(_undone(session, verdict))
-                done += 1
-                continue
-            try:
-                outcome = _signal(server, session)
-            except LostError as error:
-                lost = error
-                outcome = Outcome(session, Action.FAILED, "connection_lost")
-            if outcome.action is Action.SIGNALLED:
-                signalled.append(session)
-                done += 1
-            outcomes.append(outcome)
-            self._progress(len(outcomes), due)
+            else:
+                try:
+                    outcomes.append(_signal(server, session))
+                except LostError as error:
+                    lost = error
+                    outcomes.append(Outcome(session, Action.FAILED, "connection_lost"))
+            done += outcomes[-1].action in (Action.SIGNALLED, Action.WOULD_SIGNAL)
+            met += 1
+            self._progress(met, due)
         report = replace(report, outcomes=outcomes)
         if lost:
-            self.close()
-            return replace(report, gone=None, survivors=None, failure=_lost(lost), failed_with=Exit.UNREACHABLE)
-        return self._verify(server, report, signalled)
+            return self._unverified(report, self._lost(lost), Exit.UNREACHABLE)
+        return self._verify(server, report)
 
-    def _verify(self, server: Server, report: Report, signalled: Sequence[Session]) -> Report:
+    def _verify(self, server: Server, report: Report) -> Report:
+        signalled = [each.session for each in report.outcomes if each.action is Action.SIGNALLED]
+        left = signalled
         until = time.monotonic() + self._orders.wait.total_seconds()
-        pause = 0.02
-        left = list(signalled)
+        pause = 0.01
         try:
-            while left:
-                left = server.still_there(left)
-                if not left or self._stop.signum is not None or time.monotonic() >= until:
-                    break
+            while left and (left := server.still_there(left)) and self._stop.signum is None and time.monotonic() < until:
                 self._stop.sleep(pause)
                 pause = min(2 * pause, 0.25)
-        except LostError as lost:
-            self.close()
-            return replace(report, gone=None, survivors=None, failure=_lost(lost), failed_with=Exit.UNREACHABLE)
+        except LostError as error:
+            return self._unverified(report, self._lost(error), Exit.UNREACHABLE)
+        except Error as error:
+            told = f"{self.alias}: nobody could look whether the sessions have left: {words(error, self.alias)}"
+            return self._unverified(report, told, Exit.UNEXPECTED)
         return replace(report, gone=len(signalled) - len(left), survivors=len(left))
+
+    def _unverified(self, report: Report, failure: str, exit_code: Exit) -> Report:
+        return replace(report, gone=None, survivors=None, failure=failure, failed_with=exit_code)
 
     def _connected(self) -> Server:
         if self._server is None:
@@ -194,52 +223,83 @@ class Reaper:
             try:
                 return Server(self.alias, pooled=self._orders.pooled)
             except PooledError:
-                raise _FailedError(Exit.USAGE, _pooled(self.alias)) from None
+                raise ReaperError(Exit.USAGE, _pooled(self.alias)) from None
             except TooOldError:
-                raise _FailedError(Exit.USAGE, f"The server of {self.alias!r} is older than PostgreSQL 14.") from None
+                raise ReaperError(Exit.USAGE, f"The server of {self.alias!r} is older than PostgreSQL 14.") from None
             except (LostError, OperationalError, InterfaceError) as error:
-                words = one_line(str(error))
+                said = one_line(words(error, self.alias))
             except (Error, ImproperlyConfigured) as error:
-                raise _FailedError(Exit.USAGE, f"DATABASES[{self.alias!r}] is wrong: {one_line(str(error))}") from None
+                told = f"DATABASES[{self.alias!r}] leads to no session: {words(error, self.alias)}"
+                raise ReaperError(Exit.USAGE, told) from None
             if self._stop.signum is not None or time.monotonic() >= until:
-                raise _FailedError(Exit.UNREACHABLE, self._unreachable(words))
-            self._stop.sleep(random.uniform(0.1, 0.5))  # noqa: S311  (jitter, no secret)
+                raise ReaperError(Exit.UNREACHABLE, f"{self.alias}: can't connect: {said} {self._advice(said)}")
+            self._stop.sleep(random.uniform(0.1, 0.5))  # noqa: S311 - jitter, no secret
 
     def _lock(self, server: Server, policy: Policy) -> bool:
-        scope = _scope(policy)
         until = time.monotonic() + self._orders.wait.total_seconds()
-        while not self._locked:
-            self._locked = server.try_lock(scope)
-            if self._locked or self._stop.signum is not None or time.monotonic() >= until:
+        while not self._is_locked:
+            self._is_locked = server.try_lock(_scope_number(policy))
+            if self._is_locked or self._stop.signum is not None or time.monotonic() >= until:
                 break
             self._stop.sleep(0.1)
-        return self._locked
+        return self._is_locked
 
     def _holder(self, server: Server, policy: Policy) -> str:
-        holder = server.lock_holder(_scope(policy))
+        holder = server.lock_holder(_scope_number(policy))
         if holder is None:
-            return f"{self.alias}: another idle_reaper was at work here until now."
+            return f"{self.alias}: another idle_reaper was at work here until now"
         pid, age_seconds = holder
-        age = "" if age_seconds is None else f", for {age_seconds:.0f} s"
-        return f"{self.alias}: another idle_reaper is at work here: pid {pid}{age}."
+        age = "" if age_seconds is None else f", connected for {age_seconds:.0f} s"
+        return f"{self.alias}: another idle_reaper is at work here: pid {pid}{age}"
 
-    def _unreachable(self, words: str) -> str:
-        seen = self._last_seen
-        advice = (
-            "Check HOST, PORT, USER and PASSWORD. If every slot is taken: a superuser application ignores every limit, so "
-            "make its role NOSUPERUSER; on PostgreSQL 16 and newer, GRANT pg_use_reserved_connections to a reaper's role; "
-            "on 14 and 15, set a CONNECTION LIMIT on the application's roles, or let idle_reaper --every keep its session."
-        )
-        if seen is not None:
-            advice = "It is tried again in the next round."
-        return f"{self.alias}: can't connect: {words} {advice}"
+    def _lost(self, error: LostError) -> str:
+        return f"{self.alias}: the reaper's own session ended: {words(error, self.alias)}"
+
+    def _advice(self, said: str) -> str:
+        nosuperuser = "make the application's role NOSUPERUSER, for no limit binds a superuser"
+        reserve = "set reserved_connections and GRANT pg_use_reserved_connections to a role of the reaper's own"
+        limit = "set a CONNECTION LIMIT on the application's roles, or let idle_reaper --every keep its one session open"
+        server = self._last_seen
+        if server is not None and server.is_superuser:
+            cure = nosuperuser
+        elif server is not None:
+            cure = reserve if server.version_num >= 160000 else limit
+        elif "pg_use_reserved_connections" in said:  # a name that no translation touches, known from 16 on
+            cure = reserve
+        else:
+            cure = f"{nosuperuser}; from PostgreSQL 16 on, {reserve}; on 14 and 15, {limit}"
+        return f"Check HOST, PORT, USER and PASSWORD; if every slot is taken: {cure}."
+
+
+def reap_all(reapers: Iterable[Reaper], *, stop: Stop, at_most: int | None = None) -> Iterator[Report]:
+    """Reap once for each of *reapers* and yield the reports; aliases that lead to the same place are reaped once."""
+    seen: dict[Identity, str] = {}
+    for reaper in reapers:
+        if stop.signum is not None:
+            break
+        report = reaper.reap(at_most=at_most, seen=seen)
+        if at_most is not None:
+            at_most -= report.signalled + report.would_signal
+        yield report
+
+
+def write_metrics(path: Path, reports: Iterable[Report]) -> None:
+    """Write *reports* as a Prometheus textfile in one move; an alias that failed keeps its earlier last success."""
+    try:
+        earlier = parse_last_success(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        earlier = {}
+    text = render_metrics(reports, now=time.time(), earlier=earlier)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        file.write(text)
+    # The collector runs as somebody else.
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
 
 
 def _signal(server: Server, session: Session) -> Outcome:
     try:
         sent = server.signal(session)
-    except InTransactionError:
-        raise
     except Error as error:
         reason = {"42501": "permission_denied", "57014": "statement_timeout"}.get(sqlstate(error) or "", "error")
         return Outcome(session, Action.FAILED, reason)
@@ -255,90 +315,76 @@ def _undone(session: Session, verdict: Verdict) -> Outcome:
 def _refuse_atomic(alias: str) -> None:
     for connection in connections.all(initialized_only=True):
         if connection.alias == alias and connection.in_atomic_block:
-            raise _FailedError(
+            raise ReaperError(
                 Exit.USAGE,
-                f"idle_reaper was called inside transaction.atomic() on {alias!r}. Call it outside: in a transaction the "
-                "server would look at a stale copy before it signals.",
+                f"{alias}: idle_reaper was called inside transaction.atomic(). Call it outside: inside a transaction the "
+                "server looks at a stale copy before it signals.",
             )
 
 
-def _refuse_blind(sessions: Sequence[Session], policy: Policy) -> None:
+def _refuse_blind(alias: str, sessions: Sequence[Session], policy: Policy) -> None:
     victims = [each for each in sessions if policy.might_reap(each)]
     hidden = sum(each.hidden for each in victims)
     forbidden = sum(not each.may_signal for each in victims)
-    if not hidden and not forbidden:
-        return
-    missing = ["pg_read_all_stats"] * bool(hidden) + ["pg_signal_backend"] * bool(forbidden)
     faults = [f"may not see {hidden}"] * bool(hidden) + [f"may not signal {forbidden}"] * bool(forbidden)
-    raise _FailedError(
-        Exit.BLIND,
-        f"Role {policy.login_role} {' and '.join(faults)} of the sessions that it is asked to judge; nobody was signalled. "
-        f"Run as an administrator: GRANT {', '.join(missing)} TO {quoted(policy.login_role)};",
-    )
+    grants = ["pg_read_all_stats"] * bool(hidden) + ["pg_signal_backend"] * bool(forbidden)
+    if faults:
+        raise ReaperError(
+            Exit.BLIND,
+            f"{alias}: role {policy.login_role} {' and '.join(faults)} of the sessions that it was asked to judge, so nobody "
+            f"was signalled. Let an administrator run: GRANT {', '.join(grants)} TO {sql_name(policy.login_role)};",
+        )
 
 
 def _notes(sessions: Sequence[Session], policy: Policy) -> list[str]:
     if policy.users:
         return []
-    alone = not any(
-        each.user == policy.login_role
-        and (policy.any_database or each.database == policy.database)
-        and each.application_name != REAPER_APPLICATION
-        for each in sessions
-    )
-    hint = f"role {policy.login_role} has no other session here; name the application's role with --user"
-    return [hint] if alone else []
+    others = (each for each in sessions if each.application_name != REAPER_APPLICATION)
+    if any(each.user == policy.login_role and (policy.any_database or each.database == policy.database) for each in others):
+        return []
+    return [f"role {policy.login_role} has no other session here; name the application's role with --user"]
 
 
 def _census(sessions: Sequence[Session]) -> dict[str, tuple[int, float]]:
     census: dict[str, tuple[int, float]] = {}
     for each in sessions:
         if each.backend_type == CLIENT_BACKEND and each.state is not None:
-            count, oldest = census.get(each.state.value, (0, 0.0))
-            census[each.state.value] = (count + 1, max(oldest, each.in_state_for.total_seconds()))
+            count, oldest_seconds = census.get(each.state.value, (0, 0.0))
+            census[each.state.value] = (count + 1, max(oldest_seconds, each.in_state_for.total_seconds()))
     return census
 
 
 def _slots(server: Server, sessions: Sequence[Session], policy: Policy) -> Slots:
     # A hidden row may be a parallel worker or a walsender, which take no slot: then the sum is an upper bound.
-    users = [each for each in sessions if each.database and (each.hidden or each.backend_type == CLIENT_BACKEND)]
-    exact = not any(each.hidden for each in users)
+    holders = [each for each in sessions if each.database and (each.hidden or each.backend_type == CLIENT_BACKEND)]
+    exact = not any(each.hidden for each in holders)
     total, database_limit, role_limits = server.slots()
-    of_role = Counter(each.user for each in users)
+    limits = [Slots(len(holders), total, exact)]
+    held_by = Counter(each.user for each in holders)
     roles = [name for name in policy.users if name != ANY_USER] or [policy.login_role]
-    limits = [Slots(len(users), total, exact)]
-    limits += [Slots(of_role[role], role_limits[role], exact) for role in roles if role in role_limits]
+    limits += [Slots(held_by[role], role_limits[role], exact) for role in roles if role in role_limits]
     if database_limit is not None:
-        limits.append(Slots(sum(each.database == policy.database for each in users), database_limit, exact))
+        limits.append(Slots(sum(each.database == policy.database for each in holders), database_limit, exact))
     return max(limits, key=lambda each: each.percent)
 
 
-def _scope(policy: Policy) -> int:
+def _scope_number(policy: Policy) -> int:
+    """Return a number that two reapers share exactly when they choose sessions by the same names and addresses."""
+    networks = [str(network) for network in (*policy.clients, None, *policy.excluded_clients)]
     names = (
         policy.users or (policy.login_role,),
         policy.any_database,
         policy.applications,
         policy.excluded_applications,
         policy.excluded_users,
-        [str(network) for network in (*policy.clients, None, *policy.excluded_clients)],
+        networks,
     )
-    digest = hashlib.sha256(repr(names).encode()).digest()
-    return int.from_bytes(digest[:4], "big", signed=True)
-
-
-def _lost(lost: LostError) -> str:
-    return f"The server ended the reaper's own session: {one_line(str(lost))}"
+    return int.from_bytes(hashlib.sha256(repr(names).encode()).digest()[:4], "big", signed=True)
 
 
 def _pooled(alias: str) -> str:
     return (
-        f"A pooler stands between {alias!r} and the server, where a reaper would act for others. Point an alias of its own "
-        f"straight at the server and name it with --database, or set CONN_GUARD['POOLER'] = {{{alias!r}: 'session'}} where "
-        "the pooler runs in session mode."
+        f"{alias}: a pooler stands between this alias and the server, so its sessions can't be told apart. Add an alias that "
+        "leads straight to the server and name it with --database; or, where the pooler runs in session mode, write "
+        f"CONN_GUARD['POOLER'] = {{{alias!r}: 'session'}}."
     )
-
-
-def quoted(identifier: str) -> str:
-    """Return *identifier* as SQL writes it."""
-    plain = identifier.isidentifier() and identifier.islower() and identifier.isascii()
-    return identifier if plain else '"' + identifier.replace('"', '""') + '"'

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
-from conn_guard.policy import Verdict
+from conn_guard.policy import ANY_USER, Policy, Verdict
 from conn_guard.sessions import Session
 
 
@@ -85,6 +86,8 @@ class Report:
     """The number of the signal that stopped this run."""
     notes: Sequence[str] = ()
     """What a person should read beside the figures."""
+    mirror_of: str | None = None
+    """The alias that leads to the same place and was reaped instead."""
     failure: str | None = None
     failed_with: Exit = Exit.DONE
 
@@ -140,6 +143,12 @@ def one_line(text: str) -> str:
 def printable(name: str) -> str:
     """Return *name* with each character that can't be printed in its escaped form."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)
+
+
+def sql_name(name: str) -> str:
+    """Return the name of a role or a database as SQL writes it."""
+    is_plain = re.fullmatch(r"[a-z_][a-z0-9_]*", name)
+    return name if is_plain else '"' + name.replace('"', '""') + '"'
 
 
 def duration(seconds: float) -> str:
@@ -206,14 +215,33 @@ def render_line(report: Report) -> str:
     return "  ".join([*parts, f"{report.seconds:.2f} s"])
 
 
+def render_failure(report: Report) -> str:
+    """Return in one line why a report's exit code isn't 0."""
+    if report.interrupted_by is not None:
+        name = signal.Signals(report.interrupted_by).name
+        return f"{report.alias}: stopped by {name} after {report.signalled} signals."
+    if report.failure is not None:
+        return one_line(report.failure)
+    sent = report.signalled + report.failed
+    return f"{report.alias}: of {sent} signals {report.failed} failed and {report.survivors} didn't end their session."
+
+
+def render_bar(done: int, due: int, *, width: int = 40) -> str:
+    """Return how far *done* of *due* has come, as a bar for a terminal."""
+    filled = width * done // due
+    return f"[{'#' * filled}{'.' * (width - filled)}] {done}/{due}"
+
+
 def render_json(report: Report) -> list[str]:
     """Return *report* as JSON lines: one a session, one for a failure, and one for the sum where there is something."""
+    if report.mirror_of is not None:
+        return []
     events: list[dict[str, object]] = [_session_event(report.alias, outcome) for outcome in report.outcomes]
     if report.failure is not None:
         failure = {
             "event": "error",
             "alias": report.alias,
-            "exit": int(report.failed_with),
+            "exit": int(report.exit_code),
             "message": one_line(report.failure),
         }
         events.append(failure)
@@ -239,6 +267,29 @@ def render_json(report: Report) -> list[str]:
             }
         )
     return [json.dumps(event) for event in events]
+
+
+def render_advice(policy: Policy) -> list[str]:
+    """Return the SQL that would do the work of *policy* inside the server, and as comments when not to run it."""
+    roles = ["ALL"] if ANY_USER in policy.users else [sql_name(role) for role in policy.users or (policy.login_role,)]
+    where = "" if policy.any_database else f" IN DATABASE {sql_name(policy.database)}"
+    timeouts = {"idle_session_timeout": policy.idle_for}
+    if policy.idle_in_transaction_for is not None:
+        timeouts["idle_in_transaction_session_timeout"] = policy.idle_in_transaction_for
+    settings = [
+        f"ALTER ROLE {role}{where} SET {name} = '{round(timeout.total_seconds() * 1000)}ms';"
+        for role in roles
+        for name, timeout in timeouts.items()
+    ]
+    return [
+        "-- The server can end idle sessions itself, without a race and without a slot for a reaper:",
+        *settings,
+        "-- It holds for sessions that log in from now on. Don't run it where these roles",
+        "--   LISTEN, or keep advisory locks or temporary tables: it spares nobody;",
+        "--   come through a pooler, or a pool that keeps connections for longer: take the pool's own limit",
+        "--   (PgBouncer: server_idle_timeout);",
+        "--   have a CONN_MAX_AGE above it without CONN_HEALTH_CHECKS: requests would meet a closed connection.",
+    ]
 
 
 def _session_event(alias: str, outcome: Outcome) -> dict[str, object]:
@@ -280,6 +331,8 @@ def render_metrics(reports: Iterable[Report], *, now: float, earlier: Mapping[st
     """Return *reports* as Prometheus' text format; *earlier* has each alias's last success before this run."""
     samples: dict[str, list[tuple[dict[str, str], float]]] = {name: [] for name, _ in _METRICS}
     for report in reports:
+        if report.mirror_of is not None:
+            continue
         alias = {"alias": report.alias}
         for state, (count, oldest_seconds) in sorted((report.census or {}).items()):
             samples["server_sessions"].append(({**alias, "state": state}, count))

@@ -97,6 +97,7 @@ def last_statement(text: str | None) -> LastStatement:
         return LastStatement.OTHER
     if _HOLDS_STATE.match(text):
         return LastStatement.HOLDS_STATE
-    while (flatter := _INNERMOST_COMMENT.sub(" ", text)) != text:
-        text = flatter
-    return LastStatement.LISTEN if _LISTEN.search(text) else LastStatement.OTHER
+    flat = text
+    while (flatter := _INNERMOST_COMMENT.sub(" ", flat)) != flat:
+        flat = flatter
+    return LastStatement.LISTEN if _LISTEN.search(text) or _LISTEN.search(flat) else LastStatement.OTHER

@@ -1,136 +1,238 @@
-"""``manage.py idle_reaper``: this room holds the door to the reaper, arguments in and report out."""
+"""``manage.py idle_reaper``: this room holds the reaper's door, arguments in and reports out."""
 
 from __future__ import annotations
 
-import argparse
+import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import connections
 
-from conn_guard import conf
+from conn_guard.checks.server import reaping_message
+from conn_guard.conf import Settings
+from conn_guard.management import arguments
 from conn_guard.policy import Policy
-from conn_guard.reaper import Orders, Reaper, Stop
-from conn_guard.reports import Exit, Report, one_line, render_json, render_line, render_table
+from conn_guard.reaper import Orders, Reaper, ReaperError, Stop, reap_all, write_metrics
+from conn_guard.reports import (
+    Exit,
+    Report,
+    duration,
+    one_line,
+    render_advice,
+    render_bar,
+    render_failure,
+    render_json,
+    render_line,
+    render_table,
+)
+
+RISKY = timedelta(seconds=30)
+"""A shorter threshold than this ends sessions in the pauses of many a healthy application."""
+WORTH_A_BAR = 100
 
 
 class Command(BaseCommand):
     help = (
-        "Terminates the sessions of the alias's own role and database that have been idle for REAP_IDLE_FOR (10 minutes) "
-        "or longer. --dry-run shows them first."
+        "Terminates the sessions of the alias's own role and database that have been idle for CONN_GUARD['REAP_IDLE_FOR'] "
+        "(10 minutes) or longer; --dry-run shows them and signals nobody. "
+        "Exit codes: 0 done; 1 unexpected error; 2 usage or configuration; 3 a signal failed or a session survived; "
+        "4 sessions of the scope are hidden; 5 no connection."
     )
-    requires_system_checks: list[str] = []  # noqa: RUF012  (Django's own spelling)
+    requires_system_checks: list[str] = []  # noqa: RUF012 - Django's own spelling
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        """Return Django's parser, with errors of one line."""
         parser = super().create_parser(prog_name, subcommand, **kwargs)
-        parser.__class__ = _Parser
+        parser.__class__ = arguments.OneLineParser  # Django lets nobody choose the class
         return parser
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument(
-            "--database",
-            action="append",
-            metavar="ALIAS",
-            help="Reaps for this alias of DATABASES; may be repeated. The default is 'default'.",
-        )
-        parser.add_argument(
-            "--idle-for",
-            type=_duration,
+        """Add the options; they are read in _policy(), _orders() and _run()."""
+        add = parser.add_argument
+        which = parser.add_mutually_exclusive_group()
+        which.add_argument("--database", action="append", metavar="ALIAS", help="An alias of DATABASES. Default: default.")
+        which.add_argument("--all-databases", action="store_true", help="Every PostgreSQL alias, each place once.")
+        add("--idle-for", metavar="DURATION", help="Idle for at least 90s, 10m, 2h. Default: REAP_IDLE_FOR.")
+        add(
+            "--idle-in-transaction-for",
             metavar="DURATION",
-            help="How long a session must have been idle: 90s, 10m, 2h. The default is CONN_GUARD['REAP_IDLE_FOR'].",
+            help="Also sessions idle in a transaction for so long. Default: REAP_IDLE_IN_TRANSACTION_FOR; None spares them.",
         )
-        parser.add_argument(
-            "--application-name",
-            action="append",
-            default=[],
-            metavar="GLOB",
-            help="Only sessions whose application_name matches; may be repeated.",
-        )
-        parser.add_argument(
-            "--dry-run",
-            action="store_true",
-            help="Shows the same decisions and signals nobody.",
-        )
-        parser.add_argument("--format", choices=["text", "json"], default="text", help="The default is text.")
+        add("--application-name", action="append", metavar="GLOB", help="Only sessions of such a name.")
+        add("--exclude-application-name", action="append", metavar="GLOB", help="Spare sessions of such a name.")
+        add("--user", action="append", metavar="ROLE", help="Sessions of this role, not of ours; '*' means every role.")
+        add("--exclude-user", action="append", metavar="ROLE", help="Spare sessions of this role.")
+        add("--client", action="append", metavar="CIDR", help="Only sessions from this network or address.")
+        add("--exclude-client", action="append", metavar="CIDR", help="Spare sessions from this network, a pooler's for one.")
+        add("--any-database", action="store_true", help="Sessions in every database of the server.")
+        add("--keep", metavar="N", help="Spare the N most recently used sessions of each role and application.")
+        add("--max", metavar="N", help="Signal at most N sessions a run, the longest idle first.")
+        add("--when-above", metavar="PERCENT", help="Act only while more than so much of the usable slots is taken.")
+        add("--dry-run", action="store_true", help="Show the same decisions and signal nobody.")
+        add("--format", choices=["text", "json"], default="text", help="Default: text. json is one object a line.")
+        add("--metrics-file", metavar="PATH", help="Write the figures of the run for Prometheus' textfile collector.")
+        add("--wait", metavar="DURATION", default="5s", help="How long sessions may take to leave. Default: 5s.")
+        add("--every", metavar="DURATION", help="Stay and repeat, on one session that is kept open, until SIGTERM.")
+        add("--advise", action="store_true", help="Print the SQL that would do this inside the server, and signal nobody.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        settings = _settings()
-        policy = Policy(
-            idle_for=options["idle_for"] or settings.reap_idle_for,
-            idle_in_transaction_for=settings.reap_idle_in_transaction_for,
-            applications=tuple(options["application_name"]),
-            protected_applications=settings.protected_applications,
-        )
-        stop = Stop()
-        failures: list[Report] = []
-        with _stopping(stop):
-            for alias in _aliases(options["database"]):
-                orders = Orders(dry_run=options["dry_run"], pooled=settings.pooler.get(alias) == "session")
-                with Reaper(alias, policy, orders, stop=stop) as reaper:
-                    report = reaper.reap()
-                self._print(report, options["format"], options["verbosity"])
-                if report.exit_code:
-                    failures.append(report)
-        if failures:
-            worst = max(failures, key=lambda each: each.exit_code)
-            raise CommandError(_words(worst), returncode=int(worst.exit_code))
+        """Reap; whatever goes wrong is a CommandError whose returncode is the exit code."""
+        try:
+            self._run(options)
+        except CommandError:
+            raise
+        except ReaperError as error:
+            raise CommandError(one_line(str(error)), returncode=error.exit_code) from None
+        except Exception as error:
+            told = f"Unexpected {type(error).__name__}: {one_line(str(error))}"
+            raise CommandError(told, returncode=Exit.UNEXPECTED) from error
 
-    def _print(self, report: Report, form: str, verbosity: int) -> None:
-        if verbosity == 0:
+    def _run(self, options: Mapping[str, Any]) -> None:
+        settings = arguments.settings()
+        aliases, skipped = arguments.postgres_aliases(options["database"], every=options["all_databases"])
+        policy = _policy(options, settings)
+        every = arguments.duration(options, "every")
+        at_most = arguments.number(options, "max")
+        metrics = _metrics_path(options)
+        self._told: set[str] = set()
+        stop = Stop()
+        reapers = [
+            Reaper(alias, policy, _orders(options, settings, alias), stop=stop, progress=self._progress) for alias in aliases
+        ]
+        if options["verbosity"]:
+            for line in (*(f"{alias} is no PostgreSQL: skipped" for alias in skipped), *_warnings(policy, aliases)):
+                self.stderr.write(one_line(line))
+        with ExitStack() as stack:
+            stack.enter_context(_heard_by(stop))
+            for reaper in reapers:
+                stack.enter_context(reaper)
+            if options["advise"]:
+                for reaper in reapers:
+                    self.stdout.write("\n".join(render_advice(reaper.scope())))
+                return
+            self._rounds(reapers, options, stop, every, at_most, metrics)
+
+    def _rounds(
+        self,
+        reapers: Sequence[Reaper],
+        options: Mapping[str, Any],
+        stop: Stop,
+        every: timedelta | None,
+        at_most: int | None,
+        metrics: Path | None,
+    ) -> None:
+        is_first = True
+        while True:
+            began = time.monotonic()
+            reports = []
+            for report in reap_all(reapers, stop=stop, at_most=at_most):
+                self._print(report, options)
+                reports.append(report)
+            if metrics:
+                self._write(metrics, reports, is_last=every is None)
+            faults = sorted((each for each in reports if each.exit_code), key=lambda each: each.exit_code)
+            is_hopeless = is_first and any(each.exit_code in (Exit.USAGE, Exit.BLIND) for each in faults)
+            if faults and (every is None or is_hopeless):
+                for report in faults[:-1]:
+                    self.stderr.write(render_failure(report))
+                raise CommandError(render_failure(faults[-1]), returncode=faults[-1].exit_code)
+            for report in faults:
+                self.stderr.write(render_failure(report))
+            if every is None:
+                return
+            is_first = False
+            stop.sleep(every.total_seconds() - (time.monotonic() - began))
+            if stop.signum is not None:
+                return
+
+    def _write(self, metrics: Path, reports: Sequence[Report], *, is_last: bool) -> None:
+        try:
+            write_metrics(metrics, reports)
+        except OSError as error:
+            if is_last:
+                raise
+            self.stderr.write(one_line(f"--metrics-file: {error}"))
+
+    def _print(self, report: Report, options: Mapping[str, Any]) -> None:
+        if not options["verbosity"]:
             return
         for note in report.notes:
-            self.stderr.write(one_line(note))
-        if form == "json":
-            lines = render_json(report)
-        elif report.failure and not report.acted_on:
-            lines = []
-        else:
-            lines = [*render_table(report.outcomes if verbosity > 1 else report.acted_on), render_line(report)]
-        for line in lines:
-            self.stdout.write(line)
+            if note not in self._told:  # --every says it once
+                self.stderr.write(one_line(note))
+                self._told.add(note)
+        if report.mirror_of is not None:
+            return
+        if options["format"] == "json":
+            self.stdout.write("\n".join(render_json(report)))
+        elif report.failure is None or report.acted_on:
+            is_painted = self.stdout.isatty() or options["force_color"]
+            paint = (self.style.ERROR if report.exit_code else self.style.SUCCESS) if is_painted else str
+            for line in render_table(report.outcomes if options["verbosity"] > 1 else report.acted_on):
+                self.stdout.write(line)
+            self.stdout.write(render_line(report), paint)
+        self.stdout.flush()
+
+    def _progress(self, done: int, due: int) -> None:
+        if due > WORTH_A_BAR and self.stderr.isatty():
+            self.stderr.write(f"\r{render_bar(done, due)}", ending="" if done < due else "\r\x1b[K")
+            self.stderr.flush()
 
 
-class _Parser(CommandParser):
-    """Django's parser that says what is wrong in one line, without the usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        if self.called_from_command_line:
-            self.exit(Exit.USAGE, f"CommandError: {one_line(message)}\n")
-        raise CommandError(one_line(message), returncode=Exit.USAGE)
-
-
-def _settings() -> conf.Settings:
-    problems = conf.problems()
-    if problems:
-        words = " ".join(f"{problem.message} {problem.hint}" for problem in problems)
-        raise CommandError(one_line(words), returncode=Exit.USAGE)
-    return conf.current()
-
-
-def _aliases(named: list[str] | None) -> list[str]:
-    for alias in named or []:
-        if alias not in connections.settings:
-            known = ", ".join(repr(each) for each in connections.settings)
-            raise CommandError(f"There is no alias {alias!r} in DATABASES: it has {known}.", returncode=Exit.USAGE)
-        if connections[alias].vendor != "postgresql":
-            raise CommandError(f"Alias {alias!r} is no PostgreSQL: idle_reaper has nothing to do there.", returncode=Exit.USAGE)
-    return list(dict.fromkeys(named or ["default"]))
+def _policy(options: Mapping[str, Any], settings: Settings) -> Policy:
+    return Policy(
+        idle_for=arguments.duration(options, "idle_for") or settings.reap_idle_for,
+        idle_in_transaction_for=(
+            arguments.duration(options, "idle_in_transaction_for") or settings.reap_idle_in_transaction_for
+        ),
+        users=arguments.roles(options, "user"),
+        any_database=options["any_database"],
+        applications=arguments.texts(options["application_name"]),
+        clients=arguments.networks(options, "client"),
+        excluded_users=arguments.texts(options["exclude_user"]),
+        excluded_applications=arguments.texts(options["exclude_application_name"]),
+        excluded_clients=arguments.networks(options, "exclude_client"),
+        protected_applications=settings.protected_applications,
+        keep=arguments.number(options, "keep") or 0,
+    )
 
 
-def _words(report: Report) -> str:
-    if report.interrupted_by is not None:
-        return f"{report.alias}: stopped by {signal.Signals(report.interrupted_by).name}."
-    if report.failure is not None:
-        return one_line(report.failure)
-    return f"{report.alias}: {report.failed} signals failed, {report.survivors} sessions survived."
+def _orders(options: Mapping[str, Any], settings: Settings, alias: str) -> Orders:
+    return Orders(
+        dry_run=options["dry_run"],
+        wait=arguments.duration(options, "wait", zero=True) or timedelta(0),
+        when_above=arguments.percent(options, "when_above"),
+        pooled=settings.pooler.get(alias) == "session",
+        stays=options["every"] is not None,
+    )
+
+
+def _metrics_path(options: Mapping[str, Any]) -> Path | None:
+    if options["metrics_file"] is None or options["dry_run"]:
+        return None
+    path = Path(options["metrics_file"])
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise arguments.wrong(f"--metrics-file: {str(path)!r} can't be written: its folder has to exist and be ours.")
+    return path
+
+
+def _warnings(policy: Policy, aliases: Sequence[str]) -> Iterator[str]:
+    if policy.idle_for < RISKY:
+        yield (
+            f"The threshold is {duration(policy.idle_for.total_seconds())}: below 30s a session may be ended in the pause "
+            "between two requests."
+        )
+    for alias in aliases:
+        if message := reaping_message(alias):
+            yield f"{message.id}: {message.msg} {message.hint}"
 
 
 @contextmanager
-def _stopping(stop: Stop) -> Iterator[None]:
+def _heard_by(stop: Stop) -> Iterator[None]:
     """Let SIGTERM and SIGINT ask *stop*; a second one acts as it would have without us."""
     earlier: dict[int, Any] = {}
 
@@ -138,23 +240,12 @@ def _stopping(stop: Stop) -> Iterator[None]:
         stop.signum = signum
         signal.signal(signum, earlier[signum])
 
-    try:
+    # Only the main thread hears signals, and call_command runs in any.
+    with suppress(ValueError):
         for asked in (signal.SIGTERM, signal.SIGINT):
             earlier[asked] = signal.signal(asked, ask)
-    except ValueError:
-        pass  # only the main thread hears signals, and call_command may run in any
     try:
         yield
     finally:
-        for signum, handler in earlier.items():
-            signal.signal(signum, handler)
-
-
-def _duration(text: str) -> timedelta:
-    try:
-        duration = conf.parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if not duration:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration above zero.")
-    return duration
+        for heard, handler in earlier.items():
+            signal.signal(heard, handler)

@@ -1,0 +1,35 @@
+"""Sessions for the tables of the pure tests: this room holds one that is due, to be varied."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from conn_guard.origins import unstamped
+from conn_guard.sessions import Session, State
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
+
+
+def session(*, idle_for: timedelta | None = timedelta(minutes=15), **fields: Any) -> Session:
+    """Return a session of the application that rests for a quarter of an hour, with *fields* changed."""
+    name = fields.setdefault("application_name", "shop:server")
+    row: dict[str, Any] = {
+        "pid": 4711,
+        "backend_start": NOON - timedelta(hours=1),
+        "backend_type": "client backend",
+        "user": "shop",
+        "database": "shop",
+        "application": unstamped(name),
+        "client": "10.0.0.7",
+        "state": State.IDLE,
+        "state_change": None if idle_for is None else NOON - idle_for,
+        "observed_at": NOON,
+    }
+    return Session(**{**row, **fields})
+
+
+def hidden(**fields: Any) -> Session:
+    """Return a session as a role sees it that may not look: its names and nothing else."""
+    masked = {"backend_start": None, "backend_type": None, "client": None, "state": None, "hidden": True}
+    return session(idle_for=None, **{**masked, "waits_for_client": False, **fields})
