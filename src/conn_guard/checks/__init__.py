@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from django.core import checks
 from django.core.checks import CheckMessage, Tags
+
+if TYPE_CHECKING:
+    from conn_guard.checks.project import Project
 
 logger = logging.getLogger("conn_guard.checks")
 
@@ -37,7 +40,7 @@ def watch() -> None:
 
 def run_static() -> list[CheckMessage]:
     """Return what the static checks find, less what SILENCED_SYSTEM_CHECKS names. Nothing is connected to."""
-    return [message for message in _static() if not message.is_silenced()]
+    return [message for message in found() if not message.is_silenced()]
 
 
 def take_turn() -> bool:
@@ -52,7 +55,7 @@ def take_turn() -> bool:
 def static_checks(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Return what every static rule finds; Django prints it and takes out what is silenced."""
     _turns.discard("startup")
-    return list(_static())
+    return found()
 
 
 def session_checks(
@@ -73,14 +76,15 @@ def deployment_checks(
     return server.look_at_deployment(databases or ())
 
 
-def _static() -> Iterator[CheckMessage]:
+def found(project: Project | None = None) -> list[CheckMessage]:
+    """Return what every static rule finds in *project*, the running one by default."""
     # Imported when they are run: the table isn't needed by a process that runs no check.
     from conn_guard.checks import settings  # noqa: F401 - it fills the table
     from conn_guard.checks.project import Project
     from conn_guard.checks.table import RULES
 
-    project = Project.current()
+    project = project or Project.current()
     subjects: dict[str, Sequence[object]] = {"project": [project], "alias": project.aliases}
-    for rule in RULES.values():
-        for subject in subjects.get(rule.subject, ()):
-            yield from rule.messages(subject)
+    return [
+        message for rule in RULES.values() for subject in subjects.get(rule.subject, ()) for message in rule.messages(subject)
+    ]

@@ -291,7 +291,9 @@ def _listed(value: object) -> tuple[str, ...]:
     """Return the hosts or ports in *value*: libpq takes several with commas; always at least one, empty for the default."""
     if isinstance(value, (list, tuple)):
         return tuple(part for each in value for part in _listed(each)) or ("",)
-    text = str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
+    # No port is larger, and Python refuses to print the largest numbers.
+    is_port = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65536
+    text = str(value) if is_port or isinstance(value, str) else ""
     return tuple(part.strip().lower().rstrip(".") for part in text.split(","))
 
 

@@ -1,0 +1,7 @@
+"""``python -m conn_guard.checks`` prints the reference page: this room holds that command."""
+
+import sys
+
+from conn_guard.checks.page import page
+
+sys.stdout.write(page())
