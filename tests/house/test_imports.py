@@ -1,0 +1,39 @@
+"""What may be imported where: the pure rooms and their tests need neither Django nor a driver."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import conn_guard
+
+ROOT = Path(__file__).resolve().parents[2]
+PURE = """
+import sys
+sys.path.insert(0, "src")
+sys.modules.update(django=None, asgiref=None, psycopg=None, psycopg2=None)
+import conn_guard, conn_guard.origins, conn_guard.policy, conn_guard.reports, conn_guard.sessions
+print(conn_guard.__version__)
+"""
+
+
+def test_the_package_and_its_pure_rooms_need_no_django(run):
+    assert run(sys.executable, "-I", "-c", PURE) == conn_guard.__version__
+
+
+@pytest.mark.parametrize("name", conn_guard.__all__)
+def test_a_public_name_comes_when_it_is_asked_for(name):
+    assert getattr(conn_guard, name).__doc__
+
+
+def test_another_name_is_refused():
+    with pytest.raises(AttributeError, match="no attribute 'close_everything'"):
+        _ = conn_guard.close_everything
+
+
+def test_the_pure_tests_pass_where_django_is_not_installed(run, fresh_python):
+    # conn_guard.conf, which reads Django's settings, is no pure room.
+    command = ["-m", "pytest", "-q", "tests/core", "--ignore=tests/core/test_conf.py"]
+    assert " passed" in run(fresh_python("pytest", "hypothesis"), *command)

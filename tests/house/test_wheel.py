@@ -1,0 +1,61 @@
+"""What is shipped: the wheel and the sdist hold the package alone, and installing them swaps nobody's driver."""
+
+from __future__ import annotations
+
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+SETTINGS = """
+from importlib.util import find_spec
+import django
+from django.conf import settings
+settings.configure(
+    INSTALLED_APPS=["conn_guard"],
+    MIDDLEWARE=["conn_guard.middleware.ConnectionGuardMiddleware"],
+    DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "none"}},
+)
+django.setup()
+from django.core.checks import run_checks
+from django.db import connection
+run_checks()
+print(connection.Database.__name__, find_spec("psycopg"))
+"""
+
+
+@pytest.fixture(scope="module")
+def built(run, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "hatchling", "build", "--directory", folder)
+    return folder
+
+
+def test_the_wheel_holds_the_package_alone(built):
+    (wheel,) = built.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.partition("/")[0] for name in names} == {"conn_guard", "conn_guard-0.1.0.dist-info"}
+    assert {"conn_guard/py.typed", "conn_guard/management/commands/idle_reaper.py"} <= set(names)
+
+
+def test_the_sdist_holds_the_package_and_its_papers_alone(built):
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        parts = [name.split("/")[1] for name in archive.getnames() if "/" in name]
+    assert set(parts) <= {"src", "CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml", "PKG-INFO", ".gitignore"}
+    assert "src" in parts
+
+
+def test_django_is_the_only_hard_dependency(built):
+    (wheel,) = built.glob("*.whl")
+    metadata = zipfile.ZipFile(wheel).read("conn_guard-0.1.0.dist-info/METADATA").decode()
+    needs = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
+    assert needs == ["Requires-Dist: django>=4.2"]
+
+
+def test_the_wheel_beside_psycopg2_leaves_django_on_psycopg2(built, run, fresh_python):
+    (wheel,) = built.glob("*.whl")
+    host = fresh_python(wheel, "psycopg2-binary")
+    assert run(host, "-I", "-c", SETTINGS) == "psycopg2 None"
