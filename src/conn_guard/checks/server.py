@@ -6,6 +6,7 @@ Django runs them for the aliases that ``check --database`` names and before ``mi
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -84,26 +85,25 @@ def _messages(subject: Subject, of: object) -> Iterator[CheckMessage]:
 
 
 def _unseen(alias: Alias, error: Exception) -> CheckMessage:
-    words = str(error).strip().splitlines() or [""]
-    told = type(error).__name__ if _may_tell_a_secret(alias, words[0]) else f"{type(error).__name__}: {words[0]}"
+    words = next(iter(str(error).strip().splitlines()), "")
+    # libpq quotes what it can't read, and the server the settings that it refuses.
+    told = "" if any(secret in words for secret in _secrets(alias)) else f": {words}"
     return message_of(
         "I302",
-        f"The server of {alias} could not be asked, so nothing is known about it ({told}).",
+        f"The server of {alias} could not be asked, so nothing is known about it ({type(error).__name__}{told}).",
         "Run manage.py check --database where the server answers.",
     )
 
 
-def _may_tell_a_secret(alias: Alias, text: str) -> bool:
-    """Return whether *text*, a driver's, repeats anything that could be a password: libpq quotes what it can't read."""
-    values = [*alias.values.values(), *alias.options.values()]
-    secret = [each for key, each in (*alias.values.items(), *alias.options.items()) if _is_secret(key)]
-    return any(isinstance(each, str) and each and each in text for each in secret) or any(
-        isinstance(each, str) and "=" in each and each in text for each in values
-    )
+def _secrets(alias: Alias) -> Iterator[str]:
+    """Yield everything in the values of *alias* that could be a password, whole and in parts."""
+    for key, value in (*alias.values.items(), *alias.options.items()):
+        if isinstance(value, str) and value and (_SECRET_KEY.search(str(key)) or "=" in value or "://" in value):
+            yield value
+            yield from re.findall(r"[^\s=:/@,;'\"]{4,}", value)
 
 
-def _is_secret(key: object) -> bool:
-    return isinstance(key, str) and any(word in key.lower() for word in ("pass", "secret", "key", "options", "service"))
+_SECRET_KEY = re.compile(r"pass|pwd|secret|key|token|service|dsn|conninfo", re.IGNORECASE)
 
 
 # Rules
