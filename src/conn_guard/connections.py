@@ -289,10 +289,14 @@ class RequestScope:
 
     async def aend(self) -> None:
         """Do what :meth:`end` does, on the event loop's thread and on the one that runs the request's synchronous code."""
-        here = threading.get_ident()
         self.end()
-        if any(ident != here and wrapper.connection is not None for wrapper, ident in list(self.opened.items())):
+        if self.is_open_elsewhere():
             await sync_to_async(self.end, thread_sensitive=True)()
+
+    def is_open_elsewhere(self) -> bool:
+        """Return whether another thread holds a connection open that the request opened there."""
+        here = threading.get_ident()
+        return any(ident != here and wrapper.connection is not None for wrapper, ident in list(self.opened.items()))
 
     def finish(self) -> None:
         """End for the last time: the response is closed."""
@@ -326,6 +330,30 @@ def current_view() -> str:
     """Return the view of the request that is running here, or an empty string outside of one."""
     scope = _scope.get()
     return "" if scope is None or scope.finished else scope.view()
+
+
+# The end of a job
+
+
+class JobScope(RequestScope):
+    """The connections of one job of a worker, whose thread lives on: at the job's end none of that thread stays open.
+
+    Only a transaction that was open before the job is left alone: that of a test which runs a worker in its own thread.
+    """
+
+    def __init__(self, name: Callable[[], str]) -> None:
+        """Begin a job on this thread; *name* names it."""
+        super().__init__(view=name, keep_persistent=False, close_found=True)
+        self.look()
+
+    def finish(self) -> None:
+        """End the job; what code of the worker's own opened on this thread meanwhile is closed with it."""
+        self.found.update(_open_here())
+        self.end()
+        # A job that called asyncio.run() left its synchronous code to a thread of asgiref's, which such a call reaches again.
+        if self.is_open_elsewhere() and _running_loop() is None:
+            asyncio.run(sync_to_async(self.end, thread_sensitive=True)())
+        super().finish()
 
 
 # The public helpers
@@ -404,11 +432,17 @@ def closing_connections(function: _Function | None = None) -> _Closing | _Functi
 
 
 def close_all() -> None:
-    """Close every connection of this thread that is open and outside an atomic block.
+    """Close every connection of this thread that is open and outside an atomic block."""
+    for wrapper in _open_here():
+        if not wrapper.in_atomic_block:
+            _close(wrapper)
 
-    On an event loop's thread: of this context. What synchronous code opened there can't be closed while the loop runs.
+
+def _open_here() -> set[BaseDatabaseWrapper]:
+    """Return what is open on this thread and its own; on an event loop's thread what this context sees.
+
+    What synchronous code opened on a loop's thread can't be closed while the loop runs, and is that code's.
     """
     copies = _thread_owner().wrappers if _running_loop() is None else ()
-    for wrapper in {*connections.all(initialized_only=True), *copies}:
-        if wrapper.connection is not None and not wrapper.in_atomic_block and not _is_lent(wrapper):
-            _close(wrapper)
+    wrappers = {*connections.all(initialized_only=True), *copies}
+    return {wrapper for wrapper in wrappers if wrapper.connection is not None and not _is_lent(wrapper)}

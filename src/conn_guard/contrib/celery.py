@@ -1,0 +1,35 @@
+"""Celery: importing this room closes a task's connections when the task ends, in every kind of worker pool.
+
+Celery closes Django's connections itself where it finds DJANGO_SETTINGS_MODULE, but an atomic block that a task never left
+breaks every later task of that thread, CELERY_DB_REUSE_MAX turns it off, and a ``connection.copy()`` stays open.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from celery.signals import task_postrun, task_prerun
+
+from conn_guard import connections
+from conn_guard.connections import JobScope
+
+# By task.request, which is one run's own: a task's id comes twice where the broker delivers it again.
+_scopes: WeakKeyDictionary[Any, JobScope] = WeakKeyDictionary()
+
+
+def _begin(task: Any, **kwargs: object) -> None:
+    # An eager task runs in the middle of its caller, whose connections it uses.
+    if not task.request.is_eager:
+        _scopes[task.request] = JobScope(lambda: task.name)
+
+
+def _end(task: Any, **kwargs: object) -> None:
+    scope = _scopes.pop(task.request, None)
+    if scope is not None:
+        scope.finish()
+
+
+connections.watch()
+task_prerun.connect(_begin, weak=False, dispatch_uid="conn_guard.contrib.celery.begin")
+task_postrun.connect(_end, weak=False, dispatch_uid="conn_guard.contrib.celery.end")

@@ -1,0 +1,1 @@
+"""A project whose jobs leave connections behind: this room holds what its workers run."""
