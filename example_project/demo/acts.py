@@ -1,22 +1,22 @@
-"""What is played: this room holds the acts, the traffic they are made of, and what each has to show."""
+"""What is played: this room holds the acts, and what each has to show."""
 
-import asyncio
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import cycle, islice
 
 import httpx
 
 from demo.meter import Meter, Reading
 from demo.stage import Stage
+from demo.traffic import ask, asset_paths
 
-CONCURRENCY = 8
-ENOUGH_ERRORS = 20
+ENOUGH_ERRORS = 10
 AT_MOST_REQUESTS, AT_MOST_SECONDS = 1000, 40
 IDLE_FOR = "1s"
+LISTS = ["/api/projects", "/api/tasks", "/api/assets", "/api/projects"] * 5
 
 Say = Callable[[str], None]
 
@@ -70,37 +70,25 @@ class Play:
         leak, reap, *guarded = self.acts
         with self.stage.serve(leak.guard) as server:
             self._begin(leak)
-            asyncio.run(self._download(server, leak, ENOUGH_ERRORS))
-            self._end(leak)
+            self._end(leak, self._leak(server, leak))
             if said := re.search(r"FATAL: .*", self.stage.log_of(leak.guard)):
                 self.say(f"the server's log: {said[0]}")
             if faults := self._faults_of_the_leak(leak):
                 return faults
             self._begin(reap)
             faults = self._reap("--dry-run") + self._reap()
-            asyncio.run(self._list(server, reap))
-            self._end(reap)
+            ask(server, iter(LISTS), reap.statuses)
+            self._end(reap, self.meter.settled())
             if faults := faults + self._faults_of_the_rest(reap):
                 return faults
         for act in guarded:
             act.expected = leak.requests * self.times
             with self.stage.serve(act.guard) as server:
                 self._begin(act)
-                asyncio.run(self._download(server, act, ENOUGH_ERRORS))
-                self._end(act)
+                ask(server, self._downloads(server, act), act.statuses)
+                self._end(act, self.meter.settled())
             faults += self._faults_of_the_rest(act)
         return faults
-
-    def _begin(self, act: Act) -> None:
-        self.meter.now()
-        self.began = len(self.meter.readings) - 1
-        self.now_playing = act
-        self.say(f"act {act.number}: {act.title}")
-
-    def _end(self, act: Act) -> None:
-        act.left = self.meter.settled()
-        self.watch()
-        self.now_playing = None
 
     def watch(self) -> None:
         """Take over what the meter has read since the act began."""
@@ -109,54 +97,56 @@ class Play:
             act.peak = max(reading.used for reading in act.readings)
             act.seconds = act.readings[-1].at - act.readings[0].at
 
-    async def _download(self, server: httpx.Request, act: Act, enough_errors: int) -> None:
-        """Ask for assets as nginx does: take the head, and leave the body, which the server can't send, to break off."""
-        assets = await self._ids(server, "/api/assets")
+    def _begin(self, act: Act) -> None:
+        self.meter.now()
+        self.began = len(self.meter.readings) - 1
+        self.now_playing = act
+        self.say(f"act {act.number}: {act.title}")
+
+    def _end(self, act: Act, left: int) -> None:
+        act.left = left
+        self.watch()
+        self.now_playing = None
+
+    def _leak(self, server: httpx.Request, act: Act) -> int:
+        """Download until the slots are gone and stay gone when nobody asks any more; return how many stay.
+
+        The garbage collector frees some of what leaked, now and then and while there is traffic; what it has looked at
+        twice stays. So some rounds may be needed until that is most of the slots.
+        """
+        paths = cycle(asset_paths(server))
         deadline = time.monotonic() + AT_MOST_SECONDS
+        slots = self.stage.slots
 
-        def paths() -> Iterator[str]:
-            for number in count():
-                if act.errors >= enough_errors or number >= (act.expected or AT_MOST_REQUESTS):
-                    return
-                if act.expected is None and time.monotonic() > deadline:
-                    return
-                yield f"/api/assets/{assets[number % len(assets)]}/download"
-
-        await self._ask(server, act, paths())
-
-    async def _list(self, server: httpx.Request, act: Act) -> None:
-        """Ask for ordinary lists, which leak nothing: to see that the server answers."""
-        await self._ask(server, act, iter(["/api/projects", "/api/tasks", "/api/assets", "/api/projects"] * 5))
-
-    async def _ask(self, server: httpx.Request, act: Act, paths: Iterator[str]) -> None:
-        async def ask_on(client: httpx.AsyncClient) -> None:
+        def round_of_downloads() -> Iterator[str]:
+            enough = act.statuses[500] + ENOUGH_ERRORS
             for path in paths:
-                status = 0
-                try:
-                    async with client.stream("GET", path) as answer:
-                        status = answer.status_code
-                        await answer.aread()
-                except httpx.RemoteProtocolError:
-                    pass
-                except httpx.TransportError:
-                    status = 0
-                act.statuses[status] += 1
+                is_full = act.statuses[500] >= enough and self.meter.readings[-1].used >= slots - 3
+                if is_full or act.requests >= AT_MOST_REQUESTS or time.monotonic() > deadline:
+                    return
+                yield path
 
-        async with _client(server) as client:
-            await asyncio.gather(*(ask_on(client) for _ in range(CONCURRENCY)))
+        while True:
+            ask(server, round_of_downloads(), act.statuses)
+            left = self.meter.settled()
+            if left >= slots * 3 // 4 or act.requests >= AT_MOST_REQUESTS or time.monotonic() > deadline:
+                return left
 
-    async def _ids(self, server: httpx.Request, path: str) -> list[int]:
-        async with _client(server) as client:
-            answer = (await client.get(path)).raise_for_status()
-        return [row["id"] for row in answer.json()["results"]]
+    def _downloads(self, server: httpx.Request, act: Act) -> Iterator[str]:
+        for path in islice(cycle(asset_paths(server)), act.expected):
+            # A server that answers like this has failed already.
+            if act.errors >= ENOUGH_ERRORS:
+                return
+            yield path
 
     def _reap(self, *options: str) -> list[str]:
         words = ["idle_reaper", "--database", "operator", "--user", self.stage.role, "--idle-for", IDLE_FOR, *options]
         command = f"manage.py {' '.join(words)}"
         self.say(f"$ {command}")
         done = self.stage.manage(*words)
-        self.reaper_said.append((command, done.stdout))
-        for line in _shortened(done.stdout.splitlines()):
+        lines = _shortened(done.stdout.splitlines())
+        self.reaper_said.append((command, "\n".join(lines)))
+        for line in lines:
             self.say(line)
         why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         return [f"{command} ended with {done.returncode}: {why}"] if done.returncode else []
@@ -178,11 +168,7 @@ class Play:
         return faults
 
 
-def _client(server: httpx.Request) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=server.url, headers=server.headers, timeout=30, trust_env=False)
-
-
 def _shortened(lines: list[str]) -> list[str]:
-    if len(lines) <= 6:
+    if len(lines) <= 8:
         return lines
-    return [*lines[:3], f"… {len(lines) - 4} more", lines[-1]]
+    return [*lines[:5], f"… {len(lines) - 6} more", lines[-1]]

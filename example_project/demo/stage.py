@@ -121,14 +121,16 @@ def set_stage() -> Iterator[Stage]:
             with operator.cursor() as cursor:
                 cursor.execute(ABOUT_SERVER)
                 slots, used, version = cursor.fetchone()
-                # On a server of somebody else's the demo leaves slots to the others, and the operator's way in.
+                # This session ends, and the meter's takes its slot. On a server of somebody else's the demo takes no more
+                # than on its own, and leaves some.
+                slots -= used
                 if not is_ours:
-                    slots = min(MAX_CONNECTIONS - 3, slots - used - 5)
+                    slots = min(MAX_CONNECTIONS - 4, slots - 5)
                 if slots < FEWEST_SLOTS:
-                    raise CommandError(
-                        f"DATABASE_URL's server has too few free slots: {slots}, and the demo needs {FEWEST_SLOTS}."
-                    )
+                    reason = f"The demo needs {FEWEST_SLOTS} free slots, and DATABASE_URL's server has {slots} to spare."
+                    raise CommandError(reason, returncode=2)
                 name, password = _make_database(stack, operator, limit=-1 if is_ours else slots, is_ours=is_ours)
+            operator.close()
         except Error as error:
             reason = " ".join(str(error).split())
             raise CommandError(

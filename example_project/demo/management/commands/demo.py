@@ -37,7 +37,9 @@ class Command(BaseCommand):
 
     def handle(self, **options: Any) -> None:
         began = time.monotonic()
-        console = Console(highlight=False, soft_wrap=True)
+        console = Console(highlight=False)
+        # What is read by a program or a log has no right margin.
+        console.soft_wrap = not console.is_terminal
         with _stoppable():
             faults = self._play(console, options["times"], options["report"])
         console.print(f"\n{time.monotonic() - began:.0f} seconds; the chart is in {options['report']}", style="dim")
@@ -46,8 +48,7 @@ class Command(BaseCommand):
 
     def _play(self, console: Console, times: int, page: Path) -> list[str]:
         def say(line: str) -> None:
-            style = "bold" if line.startswith("act ") else ""
-            console.print(Text(line, style), soft_wrap=False, no_wrap=True, overflow="ellipsis")
+            console.print(Text(line, "bold" if line.startswith("act ") else ""))
 
         console.print("Setting the stage: PostgreSQL, a database, seed data …", style="dim")
         with set_stage() as stage, Meter(stage) as meter:
