@@ -186,7 +186,7 @@ def wheel(arguments: list[str]) -> int:
 
 def leaks(arguments: list[str]) -> int:
     """the leak matrix: every way to leak, on every web server; arguments go to `python -m tests.leaks`"""
-    become(environment(".[test]", ".[leaks]"), "-m", "tests.leaks", *arguments)
+    become(environment(".[test]"), "-m", "tests.leaks", *arguments)
 
 
 def pin(arguments: list[str]) -> int:

@@ -1,18 +1,21 @@
 """What the app and its middleware cost: this room holds the ratio to bare Django, by pairs of interleaved runs.
 
 ``python -m benchmarks.bench_middleware`` measures whole requests on gunicorn's gthread worker and on uvicorn, and Django's
-handlers alone, without a server around them, where nothing hides the cost.
+handlers alone, without a server around them, where nothing hides the cost. The clock is the processor time of the process
+that serves, which other programs disturb least and which leaves PostgreSQL's own time out; ``--clock wall`` takes the time that
+a client waits.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection
 
 from benchmarks.served import COLUMNS, database, get, served
@@ -20,7 +23,7 @@ from tests.leaks.harness import Cell, environment_of
 from tests.leaks.servers import SERVERS
 
 Run = Callable[[str, int], float]
-"""Takes a path and a number of requests, and returns the seconds that they took."""
+"""Takes a path and a number of requests, and returns the seconds that they took on the chosen clock."""
 
 VIEWS = {"without a query": "/nothing/", "one query": "/sync_query/"}
 # Under WSGI a persistent connection is the usual setting, and the one where a query is cheapest; ASGI has none.
@@ -31,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=60, help="pairs of runs for each line (%(default)s)")
     parser.add_argument("--requests", type=int, default=200, help="requests in a run (%(default)s)")
+    parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu", help="processor time or a client's (%(default)s)")
     options = parser.parse_args()
     print("| interface | measured | aliases | view | bare Django | with conn_guard | ratio | interval of 95 % |")
     print("|---|---|---|---|---|---|---|---|")
@@ -39,7 +43,9 @@ def main() -> None:
             for measured, opened in (("server", _server), ("handler", _handler)):
                 for aliases in (1, 3):
                     with ExitStack() as stack:
-                        runs = [stack.enter_context(opened(interface, column, url, aliases)) for column in COLUMNS]
+                        runs = [
+                            stack.enter_context(opened(interface, column, url, aliases, options.clock)) for column in COLUMNS
+                        ]
                         for view, path in VIEWS.items():
                             line = _compare(runs, path, options.pairs, options.requests)
                             print(f"| {interface} | {measured} | {aliases} | {view} | {line} |", flush=True)
@@ -68,29 +74,32 @@ def _compare(runs: list[Run], path: str, pairs: int, requests: int) -> str:
 
 
 @contextmanager
-def _server(interface: str, column: str, url: str, aliases: int) -> Iterator[Run]:
+def _server(interface: str, column: str, url: str, aliases: int, clock: str) -> Iterator[Run]:
     """Yield a run of whole requests, one after the other over one connection that is kept alive."""
     name, setting = SERVED[interface]
     with served(SERVERS[name], column, url, setting=setting, aliases=aliases) as (port, _):
-        client = HTTPConnection("127.0.0.1", port)
+
+        def now(client: HTTPConnection) -> float:
+            return time.perf_counter() if clock == "wall" else json.loads(get(client, "/control/"))["cpu_seconds"]
 
         def run(path: str, requests: int) -> float:
-            began = time.perf_counter()
-            for _ in range(requests):
-                get(client, path)
-            return time.perf_counter() - began
+            # A connection for each run: servers end one that rests while the other server has its turn.
+            with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as client:
+                began = now(client)
+                for _ in range(requests):
+                    get(client, path)
+                return now(client) - began
 
         yield run
-        client.close()
 
 
 @contextmanager
-def _handler(interface: str, column: str, url: str, aliases: int) -> Iterator[Run]:
+def _handler(interface: str, column: str, url: str, aliases: int, clock: str) -> Iterator[Run]:
     """Yield a run of Django's handler, in a process of its own: two Djangos don't fit into one."""
     setting = SERVED[interface][1]
     environ = environment_of(Cell("uvicorn", "nothing", setting, column), url, "benchmark-handler")
     environ["LEAKS_ALIASES"] = ",".join(["default", "second", "third"][:aliases])
-    command = [sys.executable, "-m", "benchmarks.handler_process", interface]
+    command = [sys.executable, "-m", "benchmarks.handler_process", interface, clock]
     with subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
 
         def run(path: str, requests: int) -> float:

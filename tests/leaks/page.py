@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
-from tests.leaks.environments import HERE, Environment
+from tests.leaks.environments import Environment
 from tests.leaks.outcomes import Outcome, Row
 from tests.leaks.rings import COLUMNS
 
@@ -44,9 +44,8 @@ def _environments(matrix: Sequence[Row], columns: Sequence[str], skipped: Mappin
         cells = sum(1 for each in found if each.cell.column == columns[0])
         lines.append(_line([environment.name, environment.django, environment.driver, cells, *left]))
     lines += ["", *(f"{name} is not among them: {reason}." for name, reason in skipped.items())]
-    pins = {environment.pins for environment in outcomes}
-    for name in sorted(pins):
-        lines.append(f"Versions of `{name}`: {', '.join((HERE / name).read_text().splitlines())}.")
+    versions = dict.fromkeys(version for environment in outcomes for version in environment.versions())
+    lines.append(f"Versions: {', '.join(version.partition(' ;')[0] for version in versions)}.")
     system = f"{platform.system()} {platform.machine()}"
     lines.append(f"Measured on {system} on {date.today().isoformat()}.")  # noqa: DTZ011 - the reader's own day
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 
 from tests.leaks.servers import SERVERS
 
-HERE = Path(__file__).parent
-MADE = HERE.parents[2] / ".venv-leaks"
+ROOT = Path(__file__).parents[3]
+MADE = ROOT / ".venv-leaks"
+PINS = ROOT / "constraints" / "pins.txt"
+CVAT = Path(__file__).with_name("cvat.txt")
 
 _SERVERS = ("uvicorn", "uvicorn-worker", "daphne", "hypercorn", "granian", "gunicorn", "gevent")
 _DRIVERS = {"psycopg": "psycopg[binary,pool]", "psycopg2": "psycopg2-binary"}
@@ -32,12 +35,12 @@ class Environment:
     python: tuple[int, int] = (3, 12)
     exact: bool = False
     """Whether it has to be that Python and no newer one."""
-    pins: str = "servers.txt"
+    pins: Path = PINS
     servers: tuple[str, ...] = tuple(name for name in SERVERS if name != "cvat")
 
     @property
     def name(self) -> str:
-        return f"cvat-{self.django}" if self.pins == "cvat.txt" else f"{self.series}-{self.driver}"
+        return f"cvat-{self.django}" if self.pins == CVAT else f"{self.series}-{self.driver}"
 
     @property
     def series(self) -> str:
@@ -47,26 +50,40 @@ class Environment:
         """Return whether Django knows the setting here: its pool needs Django 5.1 and psycopg 3."""
         return setting != "pool" or (self.driver == "psycopg" and self.series != "4.2")
 
+    def versions(self) -> list[str]:
+        """Return the pins of what was asked for by name, drivers and servers."""
+        names = {re.split(r"[=\[]", each)[0].lower() for each in self.requirements}
+        return [line for line in self._constraints() if line.partition("==")[0] in names]
+
     def make(self) -> str:
         """Make the environment where it isn't there yet, and return the path of its Python."""
         folder = MADE / self.name
-        python = folder / "bin" / "python"
-        made = folder / "made-of"
-        recipe = "\n".join([*self.requirements, (HERE / self.pins).read_text()])
+        python, made, constraints = folder / "bin" / "python", folder / "made-of.txt", folder / "constraints.txt"
+        recipe = "\n".join([*self.requirements, *self._constraints()])
         if made.exists() and made.read_text() == recipe:
             return str(python)
         interpreter = _interpreter(self.python, exact=self.exact)
         shutil.rmtree(folder, ignore_errors=True)
-        constraints = ["-c", str(HERE / self.pins), *self.requirements]
         uv = shutil.which("uv")
-        if uv:
-            _run([uv, "venv", "-q", "--python", interpreter, str(folder)])
-            _run([uv, "pip", "install", "-q", "--python", str(python), *constraints])
-        else:
-            _run([interpreter, "-m", "venv", "--without-pip", str(folder)])
-            _run([sys.executable, "-m", "pip", "--python", str(python), "install", "-q", *constraints])
+        _run(
+            [uv, "venv", "-q", "--python", interpreter, str(folder)]
+            if uv
+            else [interpreter, "-m", "venv", "--without-pip", str(folder)]
+        )
+        constraints.write_text("\n".join(self._constraints()))
+        install = (
+            [uv, "pip", "install", "--python", str(python)]
+            if uv
+            else [sys.executable, "-m", "pip", "--python", str(python), "install"]
+        )
+        _run([*install, "-q", "-c", str(constraints), *self.requirements])
         made.write_text(recipe)
         return str(python)
+
+    def _constraints(self) -> list[str]:
+        lines = self.pins.read_text().splitlines()
+        # The project is pinned to one Django; which one is this environment's own choice.
+        return lines if self.pins == CVAT else [line for line in lines if not line.startswith("django==")]
 
 
 ENVIRONMENTS = {
@@ -80,7 +97,7 @@ ENVIRONMENTS = {
         # CVAT 2.11's own stack, to the letter.
         Environment(
             "4.2.6", "psycopg2", ("Django", "asgiref", "uvicorn", "psycopg2-binary"),
-            python=(3, 10), exact=True, pins="cvat.txt", servers=("cvat",),
+            python=(3, 10), exact=True, pins=CVAT, servers=("cvat",),
         ),
     ]
 }  # fmt: skip

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import threading
+import time
 from contextlib import contextmanager
 
 if os.environ.get("LEAKS_GC") == "off":
@@ -14,11 +15,11 @@ _under_way = 0
 
 
 def answer(path):
-    """Return the body for a path under ``/control/``: this process and how much work it has under way."""
+    """Return the body for a path under ``/control/``: this process, its work under way and the CPU time that it took."""
     if path == "/control/collect":
         for _ in range(3):
             gc.collect()
-    return json.dumps({"pid": os.getpid(), "under_way": _under_way}).encode()
+    return json.dumps({"pid": os.getpid(), "under_way": _under_way, "cpu_seconds": time.process_time()}).encode()
 
 
 @contextmanager
