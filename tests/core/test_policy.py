@@ -175,7 +175,9 @@ def test_only_proven_rest_is_reaped(row, policy):
         assert row.waits_for_client
         assert row.state is State.IDLE or policy.idle_in_transaction_for
         assert row.in_state_for >= min(policy.idle_for, policy.idle_in_transaction_for or policy.idle_for)
-        assert not (row.is_self or row.holds_advisory_lock or row.holds_temp_table)
+        assert not (row.is_self)
+        assert not (row.holds_advisory_lock)
+        assert not (row.holds_temp_table)
         assert row.application_name == "shop:server"
 
 
@@ -204,6 +206,6 @@ def test_a_session_in_use_counts_as_the_most_recently_used():
         (session(pid=3, idle_for=MINUTE), Verdict.TOO_YOUNG),
         (session(pid=4, idle_for=timedelta(0), is_self=True, state=State.ACTIVE), Verdict.SELF),
     ]
-    assert dict((row.pid, verdict) for row, verdict in keep_recent(rows, 2))[1] is Verdict.REAP
-    assert dict((row.pid, verdict) for row, verdict in keep_recent(rows, 3))[1] is Verdict.KEEP
+    assert {row.pid: verdict for row, verdict in keep_recent(rows, 2)}[1] is Verdict.REAP
+    assert {row.pid: verdict for row, verdict in keep_recent(rows, 3)}[1] is Verdict.KEEP
     assert keep_recent(rows, 0) == rows
