@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.leaks import page, plan
+from tests.leaks import page, plan, rings
 from tests.leaks.environments import ENVIRONMENTS
 from tests.leaks.harness import Cell, Left, Result, settle
 from tests.leaks.mechanisms import MECHANISMS
 from tests.leaks.outcomes import Outcome, rows
-from tests.leaks.rings import NEEDS_ENGINE, NEEDS_ENGINE_WHERE_THREADS_LIVE_ON, NEEDS_MIDDLEWARE, expectation
 from tests.leaks.servers import SERVERS
 
 NONE = Left(0, 0)
@@ -36,7 +35,7 @@ def test_every_mechanism_has_a_view_of_its_name():
 
 
 def test_every_name_in_the_tables_is_known():
-    assert {*NEEDS_ENGINE, *NEEDS_ENGINE_WHERE_THREADS_LIVE_ON, *NEEDS_MIDDLEWARE} <= set(MECHANISMS)
+    assert all(set(table) <= set(MECHANISMS) for name, table in vars(rings).items() if name.startswith("NEEDS_"))
     assert {server for mechanism in MECHANISMS.values() for server in mechanism.servers} == set(SERVERS)
 
 
@@ -53,6 +52,7 @@ def test_every_environment_with_a_pool_measures_it():
         ("app", "uvicorn", "x_accel_redirect", "0", 0),
         ("app", "uvicorn", "global_executor", "0", None),
         ("engine", "uvicorn", "global_executor", "0", 0),
+        ("engine", "uvicorn", "executor_without_autocommit", "0", None),
         ("app", "gunicorn-gthread", "raw_begin", "None", None),
         ("middleware", "gunicorn-gthread", "copy_dropped", "0", 0),
         ("middleware", "gunicorn-gthread", "two_aliases", "None", 16),
@@ -60,7 +60,7 @@ def test_every_environment_with_a_pool_measures_it():
     ],
 )
 def test_a_column_owes_what_its_ring_covers(column, server, mechanism, setting, at_most):
-    assert expectation(column, server, mechanism, setting, "5.2").at_most == at_most
+    assert rings.expectation(column, server, mechanism, setting, "5.2").at_most == at_most
 
 
 def test_a_wrong_answer_is_not_made_good_by_a_zero():
@@ -95,5 +95,5 @@ def test_the_page_shows_what_each_column_left_and_why():
     text = page.render(matrix, ["django", "app"], {"6.1-psycopg": "no Python 3.12 was found"}, requests=50, rest=2)
     assert "| uvicorn | threading.Thread in a view | 0 | 41 to 50 / 0 tx | **0 to 1 / 0** |" in text
     assert "| uvicorn | asyncio.to_thread | 0 |  | 6 / 0 [1] |" in text
-    assert f"1. {NEEDS_ENGINE['to_thread'].capitalize()}." in text
+    assert f"1. {rings.NEEDS_ENGINE['to_thread'].capitalize()}." in text
     assert "6.1-psycopg is not among them: no Python 3.12 was found." in text
