@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 progress.skip(f"{environment.name} is left out: {error}.")
                 continue
             run = partial(_outcome, environment, python, database_url, options, known)
-            with ThreadPoolExecutor(options.jobs) as executor:
+            with _workers(options.jobs) as executor:
                 for future in as_completed([executor.submit(run, cell) for cell in cells]):
                     outcome = future.result()
                     outcomes.append(outcome)
@@ -127,6 +128,18 @@ def _outcome(
 
 
 @contextmanager
+def _workers(jobs: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield an executor whose cells, when the run is interrupted, end with their servers, and whose other cells never begin."""
+    executor = ThreadPoolExecutor(jobs)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def _database() -> Iterator[str]:
     """Yield the address of the server in DATABASE_URL, or of one of our own."""
     if url := os.environ.get("DATABASE_URL"):
@@ -151,4 +164,7 @@ def _append(path: Path, outcome: Outcome) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
