@@ -11,7 +11,7 @@ DEBUG = env.bool("DEBUG", default=True)
 SECRET_KEY = env.str("SECRET_KEY", default="for development only") if DEBUG else env.str("SECRET_KEY")
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["127.0.0.1", "localhost", "[::1]"])
 
-# How much of conn_guard runs: "off", "app" (INSTALLED_APPS and nothing else) or "middleware" (both).
+# How much of conn_guard runs: "off", "app" (INSTALLED_APPS and nothing else), "middleware" (both) or "engine" (all three).
 GUARD = env.str("EXAMPLE_GUARD", default="middleware")
 CONN_GUARD = env.json("CONN_GUARD", default={})
 
@@ -27,7 +27,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
 ]
 MIDDLEWARE = [
-    *(["conn_guard.middleware.ConnectionGuardMiddleware"] if GUARD == "middleware" else []),
+    *(["conn_guard.middleware.ConnectionGuardMiddleware"] if GUARD in ("middleware", "engine") else []),
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -46,6 +46,8 @@ for database in DATABASES.values():
     if "postgres" in database["ENGINE"]:
         name = env.str("APPLICATION_NAME", default="example:server")
         database.setdefault("OPTIONS", {}).setdefault("application_name", name)
+        if GUARD == "engine":
+            database["ENGINE"] = "conn_guard.engine.postgresql"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # "nginx" answers a download with X-Accel-Redirect, as CVAT does in production; "simple" sends the file itself.

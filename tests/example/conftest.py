@@ -57,6 +57,22 @@ def sessions(stage, past_django) -> Iterator[Callable[[], int]]:
         yield meter.settled
 
 
+@pytest.fixture
+def ask_operator(stage, past_django) -> Iterator[Callable[[str], list[tuple]]]:
+    """Return a function that runs a statement as the operator and returns its rows."""
+    from demo.stage import connect
+
+    operator = connect(stage.operator_url, "example:operator")
+
+    def ask(statement: str) -> list[tuple]:
+        with operator.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
+    yield ask
+    operator.close()
+
+
 @pytest.fixture(scope="session")
 def client_of() -> Callable[[httpx.Request], httpx.Client]:
     """Return a function that makes a client out of the request that a served stage gives."""
