@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
+import subprocess
 import sys
 from decimal import Decimal
 from fractions import Fraction
@@ -20,6 +21,7 @@ from django.db.backends.postgresql.psycopg_any import IsolationLevel, is_psycopg
 from django.db.utils import ConnectionHandler
 
 from conn_guard import checks
+from conn_guard.checks.page import page
 from conn_guard.checks.project import Project, shown
 from conn_guard.checks.table import RETIRED, RULES, rule
 
@@ -810,14 +812,33 @@ def test_an_id_is_never_taken_twice(monkeypatch):
 
 
 def test_every_id_has_a_test_of_its_own_and_words_of_its_own():
-    from conn_guard.checks import server, settings  # noqa: F401 - they fill the table
-
     folder = Path(__file__).parents[1]
     tests = (folder / "django/test_checks.py").read_text() + (folder / "postgres/test_server_checks.py").read_text()
     assert [id for id in RULES if f"def test_{id}_" not in tests] == []  # noqa: A001
     assert all(each.why and each.django and each.cure for each in RULES.values())
     assert len({each.slug for each in RULES.values()}) == len(RULES)
     assert len(RULES) == 45
+
+
+PAGE = Path(__file__).parents[2] / "docs/reference/checks.md"
+
+
+def test_the_reference_page_is_what_the_table_says():
+    assert page() == PAGE.read_text(), "run: python -m conn_guard.checks > docs/reference/checks.md"
+    environment = {**os.environ, "PYTHONPATH": str(PAGE.parents[2] / "src")}
+    command = [sys.executable, "-m", "conn_guard.checks"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert printed.stdout == PAGE.read_text()
+
+
+def test_every_address_in_a_hint_is_a_heading_of_the_page():
+    headings = {line.removeprefix("### ").lower() for line in PAGE.read_text().splitlines() if line.startswith("### ")}
+    assert {each.lower() for each in RULES} <= headings
+
+
+def test_a_retired_id_keeps_its_paragraph(monkeypatch):
+    monkeypatch.setitem(RETIRED, "W199", "W122 took its place.")
+    assert page().endswith("## Retired\n\n### W199\n\nW122 took its place.\n")
 
 
 def test_a_rule_that_fails_says_nothing_and_is_logged(caplog):

@@ -50,11 +50,11 @@ class Watch:
         else:
             self.is_settled = True
 
-    def on_request(self, **kwargs: object) -> None:
+    def on_request(self, sender: object, **kwargs: object) -> None:
         """Receive ``request_started``: Django passes a scope under ASGI and an environ under WSGI."""
         self.requests += 1
-        if "scope" in kwargs:
-            self.is_asgi = True
+        if not self.is_asgi and "scope" in kwargs:
+            self.is_asgi = not is_test(sender)
 
     def on_connection(self, connection: Any, **kwargs: object) -> None:
         """Receive ``connection_created``. An exception here would leave a half-made connection in use."""
