@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher, get_close_matches
-from functools import partial
+from functools import lru_cache, partial
 from numbers import Real
 from typing import Literal
 
@@ -168,15 +168,16 @@ def key_misspelt(alias: Alias) -> Iterator[Found]:
 
 def _meant(key: object) -> str | None:
     """Return which of Django's keys *key* is meant to be, if it is close to one."""
-    if not isinstance(key, str):
-        return None
+    return _nearest(key) if isinstance(key, str) else None
+
+
+@lru_cache(maxsize=256)  # aliases have their keys in common
+def _nearest(key: str) -> str | None:
     letters = _letters(key)
     if letters in SWAPPED:
         return SWAPPED[letters]
-    # The quick bounds come first: nearly all keys are far from all four.
     for candidate in KEYS:
-        matcher = SequenceMatcher(None, letters, _letters(candidate))
-        if matcher.real_quick_ratio() >= ALIKE and matcher.quick_ratio() >= ALIKE and matcher.ratio() >= ALIKE:
+        if SequenceMatcher(None, letters, _letters(candidate)).ratio() >= ALIKE:
             return candidate
     return None
 
