@@ -217,12 +217,17 @@ class Cell(NamedTuple):
         return CVAT if self.django == "cvat" else {"django": DJANGOS[self.django]}
 
 
-# One cell for each major that the embedded server is not, the second with the oldest Django and the other driver.
-QUICK = {
-    Cell(THIS_PYTHON, PYTHONS.get(THIS_PYTHON, ["6.1"])[-1], "psycopg", "14"): ["tests/postgres"],
-    Cell(THIS_PYTHON, "4.2", "psycopg2", "15"): ["tests/django", "tests/postgres"],
-    Cell(THIS_PYTHON, PYTHONS.get(THIS_PYTHON, ["6.1"])[-1], "psycopg", "17"): ["tests/postgres"],
-}
+
+def quick_cells() -> dict[Cell, list[str]]:
+    """Return three cells on servers other than the embedded one, the second with the oldest Django and the other driver."""
+    newest = "3.12" if find_python("3.12") else THIS_PYTHON
+    oldest = "3.10" if find_python("3.10") else THIS_PYTHON
+    django = PYTHONS.get(newest, ["6.1"])[-1]
+    return {
+        Cell(newest, django, "psycopg", "14"): ["tests/postgres"],
+        Cell(oldest, "4.2", "psycopg2", "15"): ["tests/django", "tests/postgres"],
+        Cell(newest, django, "psycopg", "17"): ["tests/postgres"],
+    }
 
 
 def all_cells() -> Iterator[Cell]:
@@ -240,7 +245,9 @@ def all_cells() -> Iterator[Cell]:
 
 def find_python(version: str) -> str | None:
     """Return the path of a Python that runs; a version manager may put names on the PATH that do not."""
-    candidates = [sys.executable] if version == THIS_PYTHON else [f"python{version}"]
+    # Version managers keep one release beside the other.
+    siblings = sorted(Path(sys.base_prefix).parent.glob(f"*{version}.*/bin/python{version}"))
+    candidates = [sys.executable] if version == THIS_PYTHON else [f"python{version}", *siblings]
     answers = [quietly(each, "-c", "import sys; print(sys.executable)") for each in candidates]
     return next((answer.stdout.strip() for answer in answers if answer.returncode == 0), None)
 
@@ -272,7 +279,7 @@ def run_cell(cell: Cell, arguments: Sequence[str]) -> str:
     pins = "\n".join([*lines, *(f"{package}=={release}" for package, release in cell.releases.items())])
     wanted = [".[test]"] + (["psycopg2-binary"] if cell.driver == "psycopg2" else [])
     inside = environment(*wanted, name=cell.name.rpartition("-")[0], python=python, pins=pins)
-    command = [inside, "-m", "pytest", "-q", "--no-header", *arguments]
+    command = [inside, "-m", "pytest", "-q", "--tb=short", "--no-header", *arguments]
     code = run(command, PG_BINDIR=find_postgres(cell.postgres), DATABASE_URL=None)
     return f"failed: pytest ended with {code}" if code else "passed"
 
@@ -283,7 +290,7 @@ def matrix(arguments: list[str]) -> int:
     chosen, passed_on = arguments[:split], arguments[split + 1 :]
     globs = [each for each in chosen if each not in ("--quick", "--list")] or ["*"]
     usual = ["tests/core", "tests/django", "tests/postgres"]
-    table = QUICK if "--quick" in chosen else dict.fromkeys(all_cells(), usual)
+    table = quick_cells() if "--quick" in chosen else dict.fromkeys(all_cells(), usual)
     table = {cell: paths for cell, paths in table.items() if any(fnmatch.fnmatch(cell.name, glob) for glob in globs)}
     if not table:
         fail("no cell is so named; dev.py matrix --list shows them.")
