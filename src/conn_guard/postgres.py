@@ -22,16 +22,18 @@ logger = logging.getLogger("conn_guard.postgres")
 # difference means that this is no session of ours alone, and whatever we SET or lock would stay on somebody else's.
 BACKEND_PID = "SELECT pg_catalog.pg_backend_pid()"
 
-# search_path: nobody's function may stand before the catalogue's. Timeouts: a reaper that hangs holds the lock against the
-# next one. idle_session_timeout: --every must outlive the very setting that we recommend. TimeZone and DateStyle need no
-# value, because instants travel as whole microseconds.
+# search_path: nobody's function may stand before the catalogue's, not even before this statement's own. role: an ALTER ROLE
+# ... SET role would mask the sessions of whoever logged in. Timeouts: a reaper that hangs holds the lock against the next
+# one. idle_session_timeout: --every must outlive the very setting that we recommend. TimeZone and DateStyle need no value,
+# because instants travel as whole microseconds.
 PREPARE = """
-SELECT set_config('search_path', 'pg_catalog', false),
-       set_config('statement_timeout', '10s', false),
-       set_config('lock_timeout', '5s', false),
-       set_config('idle_in_transaction_session_timeout', '10s', false),
-       set_config('idle_session_timeout', '0', false),
-       set_config('plan_cache_mode', 'force_generic_plan', false)
+SELECT pg_catalog.set_config('search_path', 'pg_catalog', false),
+       pg_catalog.set_config('role', 'none', false),
+       pg_catalog.set_config('statement_timeout', '10s', false),
+       pg_catalog.set_config('lock_timeout', '5s', false),
+       pg_catalog.set_config('idle_in_transaction_session_timeout', '10s', false),
+       pg_catalog.set_config('idle_session_timeout', '0', false),
+       pg_catalog.set_config('plan_cache_mode', 'force_generic_plan', false)
 """
 
 # session_user, not current_user: whoever logged in is who the sessions of the application belong to.
