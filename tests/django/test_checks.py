@@ -45,12 +45,12 @@ def alias(**values):
 
 
 def ids(settings, **others):
-    return {message.id.removeprefix("conn_guard.") for message in checks.found(project(**settings, **others))}
+    return {message.id.removeprefix("conn_guard.") for message in checks.find(project(**settings, **others))}
 
 
 def said(id, settings, **others):  # noqa: A002
     """What the check *id* says of these settings, in one text; the level is the id's letter and nothing is said twice."""
-    (message,) = [each for each in checks.found(project(**settings, **others)) if each.id == f"conn_guard.{id}"]
+    (message,) = [each for each in checks.find(project(**settings, **others)) if each.id == f"conn_guard.{id}"]
     assert LEVELS[message.level] == id[0]
     hint, address = message.hint.split(" See ")
     assert address == f"docs/reference/checks.md#{id.lower()}."
@@ -852,7 +852,7 @@ def test_a_rule_that_fails_says_nothing_and_is_logged(caplog):
 
 def test_the_checks_are_bound_to_django(settings):
     settings.CONN_GUARD = {"CLOSE": "sometimes"}
-    found = run_checks(tags=["conn_guard"], databases=[])
+    found = run_checks(tags=["conn_guard"])
     assert "conn_guard.E003" in [message.id for message in found]
     assert [message.id for message in checks.run_static()] == [message.id for message in found]
     settings.SILENCED_SYSTEM_CHECKS = ["conn_guard.E003"]

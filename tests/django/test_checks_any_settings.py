@@ -121,15 +121,15 @@ class Hostile:
 
 @pytest.mark.parametrize("key", [*KEYS.elements, "ENGINE", "OPTIONS"])
 def test_an_object_that_answers_nothing_stops_no_command(key):
-    assert {message.level for message in checks.found(project(**alias(**{key: Hostile()})))} <= set(LEVELS)
-    assert {message.level for message in checks.found(project(**alias(OPTIONS={key: Hostile(), "pool": Hostile()})))} <= set(
+    assert {message.level for message in checks.find(project(**alias(**{key: Hostile()})))} <= set(LEVELS)
+    assert {message.level for message in checks.find(project(**alias(OPTIONS={key: Hostile(), "pool": Hostile()})))} <= set(
         LEVELS
     )
 
 
 @pytest.mark.parametrize("name", ["DATABASES", "MIDDLEWARE", "CONN_GUARD", "DEBUG", "CONN_MAX_AGE", "ASGI_APPLICATION"])
 def test_a_setting_that_answers_nothing_stops_no_command(name):
-    assert {message.level for message in checks.found(project(**{**alias(CONN_MAX_AGE=60), name: Hostile()}))} <= set(LEVELS)
+    assert {message.level for message in checks.find(project(**{**alias(CONN_MAX_AGE=60), name: Hostile()}))} <= set(LEVELS)
 
 
 SECRET = "hunter2-swordfish"
@@ -172,7 +172,7 @@ CONNINFO = f"host=db password={SECRET}"
 @pytest.mark.parametrize("others", [{}, {"ASGI_APPLICATION": "app", "DEBUG": True}])
 def test_no_message_holds_a_secret(values, others):
     made = project(**alias(**{"CONN_MAX_AGE": 60, **values}), CONN_MAX_AGE=URL, CONN_HEALTH_CHECKS=CONNINFO, **others)
-    found = checks.found(made)
+    found = checks.find(made)
     assert found
     assert SECRET not in "".join(f"{message.msg} {message.hint}" for message in found)
 

@@ -18,13 +18,11 @@ _turns = {"startup"}
 
 
 def register() -> None:
-    """Register the checks with Django and listen for what only a serving process shows.
-
-    It never raises, and a second call changes nothing.
-    """
+    """Register the checks with Django; a second call changes nothing."""
     checks.register(static_checks, "conn_guard")
-    checks.register(session_checks, "conn_guard", Tags.database)
-    checks.register(deployment_checks, "conn_guard", Tags.database, deploy=True)
+    # Not with our tag: from Django 6.1 on, `check --tag conn_guard` would connect to every alias.
+    checks.register(session_checks, Tags.database)
+    checks.register(deployment_checks, Tags.database, deploy=True)
 
 
 def watch() -> None:
@@ -40,7 +38,7 @@ def watch() -> None:
 
 def run_static() -> list[CheckMessage]:
     """Return what the static checks find, less what SILENCED_SYSTEM_CHECKS names. Nothing is connected to."""
-    return [message for message in found() if not message.is_silenced()]
+    return [message for message in find() if not message.is_silenced()]
 
 
 def take_turn() -> bool:
@@ -55,7 +53,7 @@ def take_turn() -> bool:
 def static_checks(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Return what every static rule finds; Django prints it and takes out what is silenced."""
     _turns.discard("startup")
-    return found()
+    return find()
 
 
 def session_checks(
@@ -76,7 +74,7 @@ def deployment_checks(
     return server.look_at_deployment(databases or ())
 
 
-def found(project: Project | None = None) -> list[CheckMessage]:
+def find(project: Project | None = None) -> list[CheckMessage]:
     """Return what every static rule finds in *project*, the running one by default."""
     # Imported when they are run: the table isn't needed by a process that runs no check.
     from conn_guard.checks import settings  # noqa: F401 - it fills the table

@@ -37,7 +37,7 @@ class Watch:
     def __init__(self) -> None:
         self.requests = 0
         self.is_asgi = False
-        self.is_settled = False
+        self.questions = {"reuse"}
         self.aliases: dict[str, Alias] = {}
         self.opened: Counter[str] = Counter()
         self.threads: defaultdict[str, set[int]] = defaultdict(set)
@@ -48,7 +48,7 @@ class Watch:
         if any(alias.connects and alias.persistent for alias in Project.current().aliases):
             request_started.connect(self.on_request, dispatch_uid="conn_guard.checks.runtime")
         else:
-            self.is_settled = True
+            self._settle()
 
     def on_request(self, sender: object, **kwargs: object) -> None:
         """Receive ``request_started``: Django passes a scope under ASGI and an environ under WSGI."""
@@ -61,9 +61,11 @@ class Watch:
         try:
             alias = self.aliases.get(connection.alias)
             if alias is None:
-                alias = self.aliases[connection.alias] = Alias(Project.current(), connection.alias, connection.settings_dict)
-                self._look_for_pooler(alias, connection)
-            if not self.is_settled and alias.persistent and not alias.pools:
+                new = Alias(Project.current(), connection.alias, connection.settings_dict)
+                alias = self.aliases.setdefault(connection.alias, new)
+                if alias is new:  # and not another thread's
+                    self._look_for_pooler(alias, connection)
+            if self.questions and alias.persistent and not alias.pools:
                 self._look_for_reuse(alias)
         except Exception:
             logger.exception("The connection of %r was not looked at.", getattr(connection, "alias", None))
@@ -101,17 +103,21 @@ class Watch:
             if is_reused and self.requests < SETTLED_REQUESTS:
                 return
             because = None if is_reused else f"{self.opened[name]} connections were opened for {self.requests} requests"
-        self._settle()
-        if because:
+        if self._settle() and because:
             self._say(
                 "W120",
                 f"{alias}['CONN_MAX_AGE'] is {shown(alias.age)}, but {because}: no later request finds a connection again.",
                 "Write 0 for CONN_MAX_AGE, and OPTIONS['pool'] if connections are to stay open.",
             )
 
-    def _settle(self) -> None:
-        self.is_settled = True
+    def _settle(self) -> bool:
+        """Count no more; return whether the question was open, which is true for one thread alone."""
         request_started.disconnect(dispatch_uid="conn_guard.checks.runtime")
+        try:
+            self.questions.remove("reuse")
+        except KeyError:
+            return False
+        return True
 
     def _say(self, id: str, message: str, hint: str) -> None:  # noqa: A002
         said = message_of(id, message, hint)

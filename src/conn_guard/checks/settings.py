@@ -197,13 +197,13 @@ def key_at_top_level(project: Project) -> Iterator[Found]:
 
     A variable that DATABASES uses is no mistake, so this speaks only where no alias has anything but the default.
     """
-    aliases = [alias for alias in project.aliases if alias.connects]
+    alias = next((alias for alias in project.aliases if alias.connects), None)
     for key, default in DEFAULTS.items():
         value = project.get(key, default)
-        if aliases and value != default and not any(_uses(alias, key, default) for alias in aliases):
+        if alias and value != default and not any(_uses(each, key, default) for each in project.aliases):
             yield (
                 f"The setting {key} is {shown(value)} beside DATABASES, where Django ignores it.",
-                f"Write it into the alias: DATABASES[{shown(aliases[0].name)}][{key!r}].",
+                f"Write it into the alias: {alias}[{key!r}].",
             )
 
 

@@ -10,7 +10,8 @@ from django.core.checks import ERROR
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import request_started
 
-from conn_guard import checks, conf
+from conn_guard import checks
+from conn_guard.checks.project import Project
 from conn_guard.checks.table import log
 
 logger = logging.getLogger("conn_guard.checks")
@@ -27,7 +28,7 @@ def report(*, context: Literal["middleware", "request"] = "middleware") -> None:
     Nothing where a command has printed them already, and nothing in tests. "raise" raises ImproperlyConfigured on an Error
     where a handler is being made, and never in a *context* of "request".
     """
-    mode = conf.current().check_at_startup
+    mode = Project.current().conn_guard.check_at_startup
     if mode is None or is_test() or not checks.take_turn():
         return
     messages = checks.run_static()
