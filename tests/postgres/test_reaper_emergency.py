@@ -1,0 +1,189 @@
+"""Every slot is taken: who still gets in, who gets in later, and what is said to whoever doesn't."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+
+import pytest
+from django.db.backends.postgresql.base import Database
+
+from conn_guard.policy import Policy
+from conn_guard.reaper import Orders, Reaper, Stop
+from conn_guard.reports import Exit
+from tests.polling import until
+from tests.postgres.own_server import own_server
+from tests.postgres.reaping import reap
+
+ROLES = {"app": "LOGIN", "limited": "LOGIN CONNECTION LIMIT 3", "reaper": "LOGIN", "boss": "LOGIN SUPERUSER"}
+NO_SUPERUSER = "make the application's role NOSUPERUSER, for no limit binds a superuser"
+RESERVE = "set reserved_connections and GRANT pg_use_reserved_connections to a role of the reaper's own"
+LIMIT = "set a CONNECTION LIMIT on the application's roles, or let idle_reaper --every keep its one session open"
+
+
+@pytest.fixture(scope="module")
+def started(django_db_blocker):
+    with django_db_blocker.unblock(), own_server(roles=ROLES, max_connections=12) as server:
+        server.ask("GRANT pg_signal_backend, pg_read_all_stats TO reaper")
+        if server.major >= 16:
+            server.ask("ALTER SYSTEM SET reserved_connections = 2")
+            server.ask("GRANT pg_use_reserved_connections TO reaper")
+            server.forget()
+            server.server.restart()
+        yield server
+
+
+@pytest.fixture
+def server(started):
+    yield started
+    started.clean()
+
+
+@pytest.fixture
+def fill(server):
+    """Return a function that takes every slot that a role can have, and gives the sessions."""
+
+    def take(user="app"):
+        server.ask("SELECT 1")  # the observer is in before the doors close
+        sessions = []
+        while True:
+            try:
+                sessions.append(server.session(user))
+            except Database.OperationalError:
+                assert sessions
+                return sessions
+
+    return take
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Let a log-in be tried again for a moment, not for half a minute."""
+    monkeypatch.setattr("conn_guard.reaper.CONNECT_FOR", timedelta(seconds=0.3))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_applications_own_role_stays_outside_and_is_told_what_would_help(server, fill):
+    sessions = fill()
+    with server.alias():
+        run = reap(*server.rested(*sessions))
+    assert run.exit_code == 5
+    assert run.error.startswith("own: can't connect: ")
+    assert "remaining connection slots are reserved" in run.error
+    assert "\n" not in run.error
+    # From 16 on the server's own words tell its version; before, the reaper never learned it.
+    cure = f"{RESERVE}." if server.major >= 16 else f"{NO_SUPERUSER}; from PostgreSQL 16 on, {RESERVE}; on 14 and 15, {LIMIT}."
+    assert run.error.endswith(f"if every slot is taken: {cure}")
+    assert (run.sessions, run.summaries) == ({}, {})
+    assert all(server.alive(session) for session in sessions)
+
+
+def test_a_superuser_gets_in_through_its_reserve(server, fill):
+    sessions = fill()
+    with server.alias(USER="boss"):
+        run = reap(*server.rested(*sessions), "--user", "app")
+    assert (run.exit_code, run.summary["gone"]) == (0, len(sessions))
+    assert run.summary["slots_used"] >= run.summary["slots_total"]
+    server.session()
+
+
+def test_a_reaper_role_gets_in_through_the_reserve_of_16(server, fill):
+    if server.major < 16:
+        pytest.skip("reserved_connections came with PostgreSQL 16")
+    sessions = fill()
+    with server.alias(USER="reaper"):
+        run = reap(*server.rested(*sessions), "--user", "app", "--when-above", "90")
+    assert (run.exit_code, run.summary["gone"]) == (0, len(sessions))
+
+
+def test_a_connection_limit_on_the_application_leaves_a_slot_to_a_reaper_of_its_own(server, fill, impatient):
+    sessions = fill("limited")
+    assert len(sessions) == 3
+    with server.alias(USER="limited"):
+        run = reap(*server.rested(*sessions))
+        assert run.exit_code == 5
+        assert 'too many connections for role "limited"' in run.error
+    with server.alias(USER="reaper"):
+        run = reap(*server.rested(*sessions), "--user", "limited", "--when-above", "99")
+    assert (run.exit_code, run.summary["gone"]) == (0, 3)
+    assert (run.summary["slots_used"], run.summary["slots_total"]) == (3, 3)
+
+
+def test_a_limit_on_the_database_leaves_a_way_in_through_another(server, fill, impatient):
+    server.ask("ALTER DATABASE postgres CONNECTION LIMIT 3")
+    try:
+        sessions = fill()
+        with server.alias(USER="reaper"):
+            assert reap(*server.rested(*sessions), "--user", "app").exit_code == 5
+        with server.alias(USER="reaper", NAME="template1"):
+            run = reap(*server.rested(*sessions), "--user", "app", "--any-database")
+        assert (run.exit_code, run.summary["gone"]) == (0, len(sessions))
+    finally:
+        server.ask("ALTER DATABASE postgres CONNECTION LIMIT -1")
+
+
+def test_a_slot_that_comes_free_in_the_meantime_lets_the_reaper_in(server, fill):
+    first, *others = fill()
+    arguments = server.rested(*others)
+    refused = server.server.log.read_text().count("FATAL")
+
+    def leave_when_one_was_refused():
+        until(lambda: server.server.log.read_text().count("FATAL") > refused)
+        first.close()
+
+    thread = threading.Thread(target=leave_when_one_was_refused)
+    thread.start()
+    try:
+        with server.alias():
+            run = reap(*arguments)
+    finally:
+        thread.join()
+    assert run.exit_code == 0
+    assert {run.fate(each) for each in others} == {("signalled", None)}
+
+
+def test_a_refused_log_in_is_tried_again_at_uneven_times_and_not_for_ever(server, fill, monkeypatch):
+    pauses = []
+
+    class Impatient(Stop):
+        def sleep(self, seconds):
+            pauses.append(seconds)
+
+    monkeypatch.setattr("conn_guard.reaper.CONNECT_FOR", timedelta(seconds=0.5))
+    fill()
+    with server.alias(), Reaper("own", Policy(idle_for=timedelta(hours=1)), Orders(), stop=Impatient()) as reaper:
+        report = reaper.reap()
+    assert report.failed_with is Exit.UNREACHABLE
+    assert report.seconds < 20
+    assert len(set(pauses)) == len(pauses) > 1
+    assert all(0.1 <= pause <= 0.5 for pause in pauses)
+
+
+def test_one_that_stays_keeps_its_slot_and_needs_no_other(server, fill):
+    with server.alias(), Reaper("own", Policy(idle_for=timedelta(seconds=0.2)), Orders(stays=True)) as reaper:
+        assert reaper.reap().failure is None
+        (own,) = server.reapers()
+        sessions = fill()
+        server.rested(*sessions)
+        report = reaper.reap()
+        assert (report.failure, report.signalled, report.gone) == (None, len(sessions), len(sessions))
+        assert server.reapers() == [own]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("user", ["app", "boss"])
+def test_one_that_lost_its_slot_knows_what_would_help_on_this_server(server, fill, user):
+    with server.alias(USER=user), Reaper("own", Policy(idle_for=timedelta(hours=1)), Orders(stays=True)) as reaper:
+        assert reaper.reap().failure is None
+        (own,) = server.reapers()
+        server.ask("SELECT pg_terminate_backend(%s)", [own])
+        until(lambda: not server.reapers())
+        # The observer is a superuser too: every slot means the reserved ones as well.
+        sessions = fill(user)
+        assert reaper.reap().failed_with is Exit.UNREACHABLE
+        report = reaper.reap()
+        assert report.failed_with is Exit.UNREACHABLE
+        cure = NO_SUPERUSER if user == "boss" else RESERVE if server.major >= 16 else LIMIT
+        assert report.failure.endswith(f"if every slot is taken: {cure}.")
+        sessions[0].close()
+        until(lambda: reaper.reap().failure is None)
