@@ -25,6 +25,8 @@ START_WITHIN = 60
 STEP = 0.05
 # leaky_site's pool gives up one idle connection every 0.3 s, of ten.
 POOL_SHRINKS_WITHIN = 6
+# leaky_site asks the engine to close what is unused for a second.
+ENGINE_CLOSES_WITHIN = 3
 
 # Sessions of one application_name, which is the cell's own: no other session, the harness's included, can be among them.
 COUNT = """
@@ -91,7 +93,7 @@ def measure(
 ) -> Result:
     """Run *cell* in a server of its own and return what stayed.
 
-    *rest*: seconds that the sessions have to go, at most; a pool has the time that it takes to shrink as well.
+    *rest*: seconds that the sessions have to go, at most; a pool and the engine have the time that they take as well.
     *collector*: whether Python's collector runs by itself in the server.
     *logs*: where the server's log is kept when the cell can't be measured.
     """
@@ -109,6 +111,8 @@ def measure(
         server.wait_for_work()
         if cell.setting == "pool":
             rest += POOL_SHRINKS_WITHIN
+        if cell.column == "engine":
+            rest += ENGINE_CLOSES_WITHIN
         left = settle(lambda: count(name), rest)
         after = left
         if left.total:

@@ -4,7 +4,9 @@ import asyncio
 import io
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from multiprocessing.pool import ThreadPool
 
 from asgiref.sync import sync_to_async
@@ -22,6 +24,8 @@ KEPT = []
 
 EXECUTOR = ThreadPoolExecutor(20)
 CHUNK = b"x" * 65536
+PACE = 0.005
+"""Seconds between two parts of a stream, so that a client that leaves early leaves in the middle."""
 
 
 def view(function):
@@ -202,6 +206,7 @@ def stream_in_atomic_left(request):
         with control.work(), transaction.atomic():
             query()
             for _ in range(40):
+                time.sleep(PACE)
                 yield CHUNK
 
     return StreamingHttpResponse(body())
@@ -211,7 +216,8 @@ def stream_in_atomic_left(request):
 def stream_of_iterator_left(request):
     def body():
         with control.work():
-            for _ in Parameter.objects.iterator(chunk_size=10):
+            for _ in islice(Parameter.objects.iterator(chunk_size=10), 40):
+                time.sleep(PACE)
                 yield CHUNK
 
     return StreamingHttpResponse(body())
@@ -223,7 +229,7 @@ async def async_stream_left(request):
         for _ in range(40):
             await aquery()
             yield CHUNK
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(PACE)
 
     return StreamingHttpResponse(body())
 
