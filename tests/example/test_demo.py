@@ -60,8 +60,9 @@ def test_a_signal_leaves_no_process_and_no_folder(manage, mark, marked, tmp_path
     folders = set(marked().values())
     assert any("local_postgres" in str(folder) for folder in folders)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
+    assert "Stopped: everything that was started is gone." in out
     assert "Traceback" not in err
     until(lambda: not marked())
     assert not [folder for folder in folders if "local_postgres" in str(folder) and folder.exists()]
@@ -93,6 +94,7 @@ def test_a_server_of_the_users_keeps_nothing_of_it(manage, ask):
     ("arguments", "environment", "words"),
     [
         (["--times", "banana"], {}, "'banana' is not a number of times"),
+        (["--report", "absent/page.html"], {}, "absent/page.html can't be written"),
         (["--times", "0"], {}, "'0' is not a number of times"),
         ([], {"DATABASE_URL": "sqlite:///x.sqlite3"}, "DATABASE_URL is no PostgreSQL's"),
         ([], {"DATABASE_URL": "postgres://postgres@127.0.0.1:1/postgres"}, "it refused"),

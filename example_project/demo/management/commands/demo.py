@@ -1,5 +1,6 @@
 """`manage.py demo`: the leak, its end and its cure, on a real PostgreSQL and a real uvicorn."""
 
+import os
 import signal
 import threading
 import time
@@ -36,24 +37,34 @@ class Command(BaseCommand):
         )
 
     def handle(self, **options: Any) -> None:
+        if not os.access(options["report"].parent, os.W_OK):
+            raise CommandError(
+                f"--report: {options['report']} can't be written; name a file in a folder that can.", returncode=2
+            )
         began = time.monotonic()
         console = Console(highlight=False)
         # What is read by a program or a log has no right margin.
         console.soft_wrap = not console.is_terminal
-        with _stoppable():
-            faults = self._play(console, options["times"], options["report"])
+        try:
+            with _stoppable():
+                faults = self._play(console, options["times"], options["report"])
+        except SystemExit:
+            console.print("Stopped: everything that was started is gone.")
+            raise
         console.print(f"\n{time.monotonic() - began:.0f} seconds; the chart is in {options['report']}", style="dim")
         if faults:
             raise CommandError("\n".join(faults), returncode=1)
 
     def _play(self, console: Console, times: int, page: Path) -> list[str]:
         def say(line: str) -> None:
+            if line.startswith("act "):
+                console.print()
             console.print(Text(line, "bold" if line.startswith("act ") else ""))
 
         console.print("Setting the stage: PostgreSQL, a database, seed data …", style="dim")
         with set_stage() as stage, Meter(stage) as meter:
             play = Play(stage, meter, times=times, say=say)
-            console.print(f"PostgreSQL {stage.postgres} with {stage.slots} slots for the application.\n")
+            console.print(f"PostgreSQL {stage.postgres} with {stage.slots} slots for the application.")
             with _watched(console, play):
                 faults = play.run()
             page.write_text(report.render(play, faults), encoding="utf-8")
