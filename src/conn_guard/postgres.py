@@ -6,6 +6,7 @@ import logging
 import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -125,6 +126,9 @@ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
 LIMIT 1
 """
 
+# A pooler in session mode keeps the session when we leave it, with our lock and our settings where it was told to reset none.
+DISCARD = "DISCARD ALL"
+
 # max_connections less what an application can't have. current_setting with true: NULL where the server lacks the setting
 # (reserved_connections before 16, RDS's own anywhere else).
 SLOTS = """
@@ -235,6 +239,7 @@ class Server:
     def __init__(self, alias: str, *, pooled: bool = False) -> None:
         """Open a session for *alias*; *pooled* says that the project declared a pooler in session mode."""
         self._connection = _connect(alias)
+        self._is_pooled = False
         try:
             self._refuse_pooler(pooled=pooled)
             if self._connection.pg_version < 140000:
@@ -315,14 +320,21 @@ class Server:
     def close(self) -> None:
         """End the session; nothing is raised, because there is nothing left to do about it."""
         try:
+            if self._is_pooled:
+                self._run(DISCARD)
+        except (Error, LostError):
+            logger.debug("Leaving the pooler's session as it was failed.", exc_info=True)
+        try:
             self._connection.close()
         except Error:
             logger.debug("Closing the reaper's session failed.", exc_info=True)
 
     def _refuse_pooler(self, *, pooled: bool) -> None:
         (there,) = self._row(BACKEND_PID)
-        if self._connection.connection.info.backend_pid != there and not pooled:
+        is_pooled = self._connection.connection.info.backend_pid != there
+        if is_pooled and not pooled:
             raise PooledError
+        self._is_pooled = is_pooled
 
     def _system_identifier(self) -> int | None:
         try:
@@ -501,3 +513,24 @@ def mark_held_state(raw: Any) -> None:
     """Let the last statement of *raw*'s session tell a reaper that it holds state; raise the driver's errors."""
     with raw.cursor() as cursor:
         cursor.execute(MARK_HELD_STATE)
+
+
+# What the pytest plugin asks, on a session of its own.
+
+
+def has_left(alias: str, settings: Mapping[str, Any], backend_pid: int) -> bool:
+    """Return whether the session *backend_pid* of an alias with *settings* is gone; False where nobody can tell."""
+    own = own_settings(settings)
+    own["OPTIONS"]["application_name"] = "conn_guard:pytest"
+    wrapper = load_backend("django.db.backends.postgresql").DatabaseWrapper(own, alias)
+    try:
+        # Past Django, whose connections pytest-django blocks in a test that asks for no database.
+        with closing(wrapper.get_new_connection(wrapper.get_connection_params())) as raw, raw.cursor() as cursor:
+            our_pid = raw.info.backend_pid
+            cursor.execute(STILL_THERE, {"pids": [backend_pid, our_pid]})
+            there = {pid for pid, _ in cursor.fetchall()}
+    except Exception:
+        logger.debug("Whether session %d is gone can't be asked.", backend_pid, exc_info=True)
+        return False
+    # Behind a pooler no pid that a client knows is one of the server's, not even our own.
+    return our_pid in there and backend_pid not in there
