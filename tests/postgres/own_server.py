@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from django.db import connections
@@ -80,6 +86,28 @@ class OwnServer:
                 del connections[name]
             del connections.settings[name]
 
+    @contextmanager
+    def process(self, folder: Path, *arguments: str, prelude: str = "", **changes: object) -> Iterator[Process]:
+        """Run the command in a process of its own, whose settings begin with *prelude*."""
+        address = {"HOST": self.server.host, "PORT": str(self.server.port), "NAME": "postgres", "USER": "app", "PASSWORD": ""}
+        changes = {**address, **changes}
+        text = f"{prelude}\nfrom tests.settings import *\nDATABASES['default'].update({changes!r})\n"
+        (folder / "own_settings.py").write_text(text)
+        path = os.pathsep.join([str(folder), *(each for each in sys.path if each)])
+        process = Process(
+            [sys.executable, "-m", "django", "idle_reaper", *arguments],
+            env={**os.environ, "PYTHONPATH": path, "DJANGO_SETTINGS_MODULE": "own_settings"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.communicate(timeout=10)
+
     def forget(self) -> None:
         """Close the observer's session, before the server goes."""
         if self._observer is not None:
@@ -111,6 +139,27 @@ def own_server(
             yield server
         finally:
             server.forget()
+
+
+class Process(subprocess.Popen[str]):
+    """A running command."""
+
+    def end(self, signum: int = 0) -> tuple[int, list[dict[str, Any]], str]:
+        """Signal it where a number is given; return its exit code, its JSON lines and its errors."""
+        if signum:
+            self.send_signal(signum)
+        stdout, stderr = self.communicate(timeout=45)
+        return self.returncode, [json.loads(line) for line in stdout.splitlines()], stderr
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Let the server's process *pid* answer nobody for the block, not even a signal."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 class Proxy:
