@@ -22,7 +22,7 @@ from django.db.utils import ConnectionHandler
 
 from conn_guard import checks
 from conn_guard.checks.page import page
-from conn_guard.checks.project import Project, shown
+from conn_guard.checks.project import Project, _is_importable, shown
 from conn_guard.checks.table import RETIRED, RULES, rule
 
 POSTGRES = "django.db.backends.postgresql"
@@ -461,6 +461,20 @@ def test_each_driver_has_options_of_its_own():
     assert ids(alias(OPTIONS={"connection_factory": 5, "prepare_threshold": 5}), driver=None) == set()
 
 
+@pytest.mark.parametrize(
+    ("importable", "driver"), [({"psycopg", "psycopg2"}, "psycopg"), ({"psycopg2"}, "psycopg2"), (set(), None)], ids=str
+)
+def test_django_takes_psycopg_3_wherever_it_can_be_imported(monkeypatch, importable, driver):
+    monkeypatch.setattr("conn_guard.checks.project._is_importable", lambda name: name in importable)
+    assert Project(SimpleNamespace()).driver == driver
+
+
+def test_a_stand_in_for_a_driver_counts_as_one(monkeypatch):
+    monkeypatch.setitem(sys.modules, "conn_guard_stand_in", SimpleNamespace(__spec__=None))
+    assert _is_importable("conn_guard_stand_in")
+    assert not _is_importable("conn_guard_no_such_module")
+
+
 def test_an_option_of_none_reaches_no_driver():
     assert ids(alias(OPTIONS={"statement_timeout": None})) == set()
 
@@ -609,6 +623,7 @@ def test_I127_pooler_suspected():
         {"HOST": "app-pooler-rw"},
         {"HOST": "", "OPTIONS": {"host": "pgbouncer"}},
         {"PORT": "", "OPTIONS": {"port": 6432}},
+        {"HOST": "aws-0-eu-central-1.pooler.supabase.com", "PORT": 6432},
     ],
 )
 def test_an_address_that_is_a_poolers_by_custom(address):
@@ -857,6 +872,12 @@ def test_the_checks_are_bound_to_django(settings):
     assert [message.id for message in checks.run_static()] == [message.id for message in found]
     settings.SILENCED_SYSTEM_CHECKS = ["conn_guard.E003"]
     assert "conn_guard.E003" not in [message.id for message in checks.run_static()]
+
+
+def test_a_process_that_cannot_be_watched_starts_all_the_same(monkeypatch, caplog):
+    monkeypatch.setattr("conn_guard.checks.startup.watch", lambda: 1 / 0)
+    checks.watch()
+    assert "This process is not watched." in caplog.text
 
 
 def test_no_engine_is_imported_and_no_connection_is_touched():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -352,8 +353,13 @@ def test_what_is_for_deployments_stays_out_of_migrate(limited, capsys):
     assert "2 processes x 9 threads = 18" in told
 
 
-def test_other_engines_are_left_alone(make_alias):
+def test_other_engines_are_left_alone(make_alias, monkeypatch):
     assert found("lite", deploy=True) == {}
+    # An engine whose name tells nothing: only once it is loaded does it say whose it is.
+    from django.db.backends.sqlite3 import base
+
+    monkeypatch.setitem(sys.modules, "acme.base", base)
+    assert found(make_alias(ENGINE="acme", NAME=":memory:"), deploy=True) == {}
 
 
 def test_the_question_leaves_no_transaction_open(make_alias, ask, application_name):

@@ -68,4 +68,4 @@ def _paragraph(rule: Rule) -> Iterator[str]:
 
 def _sentences(text: str) -> str:
     """Return *text* with each sentence on a line of its own."""
-    return re.sub(r"(?<=[.!?]) (?=[A-Z`])", "\n", " ".join(text.split()))
+    return re.sub(r"(?<=[.!?]) ", "\n", " ".join(text.split()))

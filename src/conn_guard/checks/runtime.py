@@ -32,12 +32,12 @@ MAX_PID = 4194304
 
 
 class Watch:
-    """What one process has seen of its requests and connections."""
+    """What one process has seen of its requests and connections, and which questions are still open."""
 
     def __init__(self) -> None:
+        self.questions = {"pooler", "reuse"}
         self.requests = 0
         self.is_asgi = False
-        self.questions = {"reuse"}
         self.aliases: dict[str, Alias] = {}
         self.opened: Counter[str] = Counter()
         self.threads: defaultdict[str, set[int]] = defaultdict(set)
@@ -48,7 +48,7 @@ class Watch:
         if any(alias.connects and alias.persistent for alias in Project.current().aliases):
             request_started.connect(self.on_request, dispatch_uid="conn_guard.checks.runtime")
         else:
-            self._settle()
+            self._close("reuse")
 
     def on_request(self, sender: object, **kwargs: object) -> None:
         """Receive ``request_started``: Django passes a scope under ASGI and an environ under WSGI."""
@@ -61,11 +61,9 @@ class Watch:
         try:
             alias = self.aliases.get(connection.alias)
             if alias is None:
-                new = Alias(Project.current(), connection.alias, connection.settings_dict)
-                alias = self.aliases.setdefault(connection.alias, new)
-                if alias is new:  # and not another thread's
-                    self._look_for_pooler(alias, connection)
-            if self.questions and alias.persistent and not alias.pools:
+                alias = self.aliases[connection.alias] = Alias(Project.current(), connection.alias, connection.settings_dict)
+                self._look_for_pooler(alias, connection)
+            if "reuse" in self.questions and alias.persistent and not alias.pools:
                 self._look_for_reuse(alias)
         except Exception:
             logger.exception("The connection of %r was not looked at.", getattr(connection, "alias", None))
@@ -79,7 +77,7 @@ class Watch:
         if connection.vendor != "postgresql" or alias.name in alias.project.conn_guard.pooler:
             return
         pid = connection.connection.info.backend_pid
-        if not 0 < pid <= MAX_PID:
+        if not 0 < pid <= MAX_PID and self._close("pooler"):
             self._say(
                 "I302",
                 f"{alias} goes through a pooler: the pid that came with the log-in, {pid}, is no process's.",
@@ -87,7 +85,9 @@ class Watch:
             )
 
     def _look_for_reuse(self, alias: Alias) -> None:
+        """Judge by who serves, or by how many connections it took to serve so many requests."""
         name = str(alias.name)
+        because = None
         if self.is_asgi:
             # Where the settings name ASGI alone, the static check has said so.
             because = None if alias.project.served_by == "ASGI" else "this process serves ASGI"
@@ -99,22 +99,22 @@ class Watch:
             if self.requests < ENOUGH_REQUESTS:
                 return
             # Each thread of a large pool opens a first connection too: only what comes after that tells.
-            is_reused = self.opened[name] < NEVER_REUSED * self.requests or self.opened[name] < 3 * len(self.threads[name])
-            if is_reused and self.requests < SETTLED_REQUESTS:
+            if self.opened[name] >= max(NEVER_REUSED * self.requests, 3 * len(self.threads[name])):
+                because = f"{self.opened[name]} connections were opened for {self.requests} requests"
+            elif self.requests < SETTLED_REQUESTS:
                 return
-            because = None if is_reused else f"{self.opened[name]} connections were opened for {self.requests} requests"
-        if self._settle() and because:
+        request_started.disconnect(dispatch_uid="conn_guard.checks.runtime")
+        if self._close("reuse") and because:
             self._say(
                 "W120",
                 f"{alias}['CONN_MAX_AGE'] is {shown(alias.age)}, but {because}: no later request finds a connection again.",
                 "Write 0 for CONN_MAX_AGE, and OPTIONS['pool'] if connections are to stay open.",
             )
 
-    def _settle(self) -> bool:
-        """Count no more; return whether the question was open, which is true for one thread alone."""
-        request_started.disconnect(dispatch_uid="conn_guard.checks.runtime")
+    def _close(self, question: str) -> bool:
+        """Ask *question* no more; return whether it was open, which is true for one thread alone."""
         try:
-            self.questions.remove("reuse")
+            self.questions.remove(question)
         except KeyError:
             return False
         return True
