@@ -38,14 +38,7 @@ class Wire:
 
     def ended_at_rest(self) -> bool:
         """Return whether the session has ended, and ended outside any transaction: then nothing is lost with it."""
-        status = self._status()
-        if status == _IDLE:
-            self.was_at_rest = True
-            return self._said_farewell()
-        if status == _UNKNOWN:
-            return self.was_at_rest
-        self.was_at_rest = False
-        return False
+        raise NotImplementedError
 
     def is_at_rest(self) -> bool:
         """Return whether the session is in no transaction and no thread is in the middle of a statement."""
@@ -63,14 +56,7 @@ class Wire:
             else:
                 self.raw.close()
 
-    def leave_to_parent(self) -> None:
-        """In a forked child: let go of the socket without a word, so that the parent's session lives and dies with it."""
-        keep_open_for_parent(self.raw)
-
     def _status(self) -> int:
-        raise NotImplementedError
-
-    def _said_farewell(self) -> bool:
         raise NotImplementedError
 
 
@@ -94,9 +80,16 @@ class _Psycopg3Wire(Wire):
     def _status(self) -> int:
         return self.pgconn.transaction_status  # type: ignore[no-any-return]
 
-    def _said_farewell(self) -> bool:
+    # In one piece, because every query pays for it.
+    def ended_at_rest(self) -> bool:
         pgconn = self.pgconn
-        self.notices.clear()
+        status = pgconn.transaction_status
+        if status != _IDLE:
+            self.was_at_rest = self.was_at_rest and status == _UNKNOWN
+            return self.was_at_rest
+        self.was_at_rest = True
+        notices = self.notices
+        notices.clear()
         try:
             pgconn.consume_input()
         except DriverError:
@@ -105,21 +98,34 @@ class _Psycopg3Wire(Wire):
         while (notification := pgconn.notifies()) is not None:
             if pgconn.notify_handler is not None:
                 pgconn.notify_handler(notification)
-        # Nothing but its farewell makes a server say anything else to a session at rest.
-        return bool(self.notices)
+        if not notices:
+            return False
+        # Nothing but its farewell makes a server say anything else to a session at rest. The end of the stream may come a
+        # moment later, and until then the driver, and a pool with it, would take the session for a living one.
+        pgconn.finish()
+        return True
 
 
 class _Psycopg2Wire(Wire):
     def _status(self) -> int:
         return _UNKNOWN if self.raw.closed else self.raw.get_transaction_status()
 
-    def _said_farewell(self) -> bool:
-        notices = self.raw.notices[-1:]
+    def ended_at_rest(self) -> bool:
+        raw = self.raw
+        status = _UNKNOWN if raw.closed else raw.get_transaction_status()
+        if status != _IDLE:
+            self.was_at_rest = self.was_at_rest and status == _UNKNOWN
+            return self.was_at_rest
+        self.was_at_rest = True
+        notices = raw.notices[-1:]
         try:
-            self.raw.poll()
+            raw.poll()
         except DriverError:
             return True
-        return bool(self.raw.closed) or self.raw.notices[-1:] != notices
+        if not raw.closed and raw.notices[-1:] == notices:
+            return False
+        raw.close()
+        return True
 
 
 def wire(raw: Any) -> Wire:
@@ -127,11 +133,17 @@ def wire(raw: Any) -> Wire:
     return _Psycopg3Wire(raw) if is_psycopg3 else _Psycopg2Wire(raw)
 
 
-def keep_open_for_parent(raw: Any) -> None:
+def leave_to_parent(raw: Any) -> None:
     """In a forked child: detach *raw* from the parent's socket, and never close it, which would end the parent's session."""
-    _parents.append(raw)
+    keep_for_parent(raw)
     with contextlib.suppress(Exception):
+        socket = raw.fileno()
         # A child that kept the socket open would keep the session of a parent that was killed.
         nowhere = os.open(os.devnull, os.O_RDWR)
-        os.dup2(nowhere, raw.fileno())
+        os.dup2(nowhere, socket)
         os.close(nowhere)
+
+
+def keep_for_parent(something: object) -> None:
+    """In a forked child: never let go of *something*, whose end would be noticed by the parent."""
+    _parents.append(something)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 from weakref import finalize, ref
 
 from conn_guard import postgres
 from conn_guard.engine import driver, keeper
 from conn_guard.engine.leaks import Opener
-from conn_guard.engine.statements import Leaves, leaves
+from conn_guard.engine.statements import Leaves, read
 
-_MANY_CURSORS = 16
+# Used again within these seconds, a session was not at rest: nobody had a reason to end it, so looking would be waste.
+_BRISK_S = 0.001
+
+
+def _nothing() -> None:
+    """Stand in for a reference to a cursor before there is one."""
 
 
 class Tenure:
@@ -27,54 +33,56 @@ class Tenure:
         self.idle_for_s = idle_for_s
         self.opener = opener
         self.used_at = time.monotonic()
+        self.brisk_s = _BRISK_S
         self.asked_about: float | None = None
-        self.leaves = Leaves.NOTHING
+        self.made_state = False
+        self.unaskable = False
+        self.is_connected = False
         self.at_connect: frozenset[str] = frozenset()
         self.replaced = False
-        self.cursors: list[ref[Any]] = []
+        self.cursor: Callable[[], Any] = _nothing
+        self.older_cursors: list[Callable[[], Any]] = []
         self.dropped = finalize(wrapper, self._drop)
         self.dropped.atexit = False
 
-    @property
-    def made_state(self) -> bool:
-        """Whether a statement was seen that leaves something behind in the session."""
-        return self.leaves is not Leaves.NOTHING
-
     def opened(self, cursor: object) -> None:
-        """Note an open cursor, for as long as anybody holds it."""
-        if len(self.cursors) >= _MANY_CURSORS:
-            self.cursors = [each for each in self.cursors if each() is not None]
-        self.cursors.append(ref(cursor))
+        """Note an open cursor, for as long as anybody holds it; mostly the one before is closed by then."""
+        before = self.cursor()
+        if before is not None and not before.closed:
+            self.older_cursors = [each for each in self.older_cursors if each() is not None]
+            self.older_cursors.append(self.cursor)
+        self.cursor = ref(cursor)
 
     def has_open_cursor(self) -> bool:
         """Return whether somebody may go on with a cursor, a server-side one above all."""
-        cursors = [each() for each in self.cursors]
+        cursors = [each() for each in (*self.older_cursors, self.cursor)]
         return any(cursor is not None and not cursor.closed for cursor in cursors)
 
     def runs(self, sql: object) -> None:
         """Note what a statement is about to leave behind in the session."""
-        if self.leaves is Leaves.UNASKABLE_STATE:
-            return
-        left = leaves(sql if type(sql) is str else self._text(sql))
+        left = read(sql if isinstance(sql, str) else self._text(sql))
+        self.made_state = self.made_state or left in (Leaves.STATE, Leaves.UNASKABLE_STATE)
+        self.unaskable = self.unaskable or left is Leaves.UNASKABLE_STATE
         if left is not Leaves.NOTHING:
-            self.leaves = left
+            # The driver of a dead session can't say whether it was in a transaction, so from now on every look counts.
+            self.brisk_s = 0.0
 
     def connected(self, **settings: Any) -> None:
         """Note what a new session holds, and would hold again if another one took its place."""
-        if self.made_state:
+        self.at_connect = postgres.held_after_connect(**settings)
+        if self.made_state and self.idle_for_s < math.inf and self.raw.autocommit:
             # A receiver of connection_created made it, and only the server can tell what it is.
             self.at_connect = postgres.held_state(self.raw)
-            self.leaves = Leaves.NOTHING
-        else:
-            self.at_connect = postgres.held_after_connect(**settings)
+        self.made_state = self.unaskable = False
+        self.is_connected = True
 
     def holds_state(self, *, pinned: bool) -> bool:
         """Ask the session whether anything would be lost with it, and let its last statement say so."""
         try:
-            if not pinned and self.leaves is not Leaves.UNASKABLE_STATE:
+            if not pinned and not self.unaskable:
                 if postgres.held_state(self.raw) <= self.at_connect:
                     return False
-                self.leaves = Leaves.STATE
+                self.made_state = True
             postgres.mark_held_state(self.raw)
         except driver.DriverError:
             # It ended meanwhile: its connection may go, unless somebody is to learn of the loss.
@@ -99,13 +107,13 @@ class Tenure:
     def leave_to_parent(self) -> None:
         """In a forked child: the session is the parent's."""
         self.dropped.detach()
-        self.wire.leave_to_parent()
+        driver.leave_to_parent(self.raw)
         keeper.forget(self.key)
 
     def _drop(self) -> None:
         """The wrapper was dropped with its connection open. This is a finalizer: see the keeper."""
         if self.pid != os.getpid():
-            driver.keep_open_for_parent(self.raw)
+            driver.leave_to_parent(self.raw)
             return
         self._forget()
         if self.wire.pool is not None:

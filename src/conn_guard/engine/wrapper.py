@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 from django.core import signals
 from django.db import Error, ProgrammingError
 from django.db import connections as django_connections
+from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.backends.postgresql.base import CursorDebugWrapper
 from django.db.backends.utils import CursorWrapper
 
 from conn_guard import conf, connections, origins
 from conn_guard.engine import driver, keeper
 from conn_guard.engine.leaks import Opener
+from conn_guard.engine.statements import KEPT_CHARACTERS, Leaves, remember
 from conn_guard.engine.tenure import Tenure
 
 if TYPE_CHECKING:
@@ -33,8 +35,13 @@ if TYPE_CHECKING:
         """What Django's wrapper has and its stubs leave out."""
 
         isolation_level: Enum
+        errors_occurred: bool
+        health_check_enabled: bool
+        health_check_done: bool
         _thread_sharing_count: int
 
+        @property
+        def pool(self) -> Any: ...
         def _cursor(self, name: str | None = None) -> CursorWrapper: ...
         def _close(self) -> None: ...
 
@@ -44,8 +51,9 @@ else:
 # Seconds for which "auto" keeps an unused connection that CONN_MAX_AGE does not keep at all.
 _AUTO_IDLE_S = 60.0
 _ATTEMPTS = 3
-# A cursor used less than these seconds ago was not at rest, so nobody had a reason to end its session.
-_AT_REST_S = 0.01
+# Every query pays for these.
+_getpid = os.getpid
+_monotonic = time.monotonic
 
 
 class Guarded(_Base):
@@ -73,6 +81,14 @@ class Guarded(_Base):
             view = connections.current_view() if settings.stamp_origin == "view" and not lasts else ""
             params["application_name"] = origins.stamp(name, os.getpid(), view)
         return params
+
+    @property
+    def pool(self) -> Any:
+        options = self.settings_dict["OPTIONS"].get("pool")
+        if options and self.alias != NO_DB_ALIAS and self.alias not in self._connection_pools:
+            # A pool keeps hold of the wrapper that made it, which could then never be dropped: one of no other use does it.
+            return super(Guarded, type(self)(self.settings_dict, self.alias)).pool
+        return super().pool
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         if Guarded._pools_pid != os.getpid():
@@ -116,7 +132,7 @@ class Guarded(_Base):
                 timezone=self.timezone_name,
                 isolation=self.isolation_level.name.replace("_", " ").lower(),
             )
-            tenure.used_at = time.monotonic()
+            tenure.used_at = _monotonic()
             due_at = min(tenure.used_at + tenure.idle_for_s, tenure.opener.report_at if tenure.opener else math.inf)
             keeper.keep(tenure.key, self, due_at=due_at, has_jobs=tenure.wire.pool is not None)
 
@@ -135,34 +151,37 @@ class Guarded(_Base):
         with self._guard:
             tenure = self._tenure
             if tenure is not None:
-                if tenure.pid != os.getpid():
+                if tenure.pid != _getpid():
                     self.leave_to_parent()
-                elif not self.in_atomic_block:
+                elif not self.in_atomic_block and (self.errors_occurred or _monotonic() - tenure.used_at > tenure.brisk_s):
                     self.replace_if_ended()
-            if self.connection is None:
-                if self.in_atomic_block and self.closed_in_transaction:
-                    # Django says so from 5.2 on; before, it would go on outside the transaction.
-                    raise ProgrammingError("Cannot open a new connection in an atomic block.")
-                super().ensure_connection()
-            elif tenure is not None:
-                tenure.used_at = time.monotonic()
+                tenure.used_at = _monotonic()
+            if self.connection is None and self.in_atomic_block and self.closed_in_transaction:
+                # Django says so from 6.0 on; before, it would go on outside the transaction.
+                raise ProgrammingError("Cannot open a new connection in an atomic block.")
+            super().ensure_connection()
 
     def replace_if_ended(self) -> bool:
         """Close a connection whose session has ended, unless something would be lost by going on with another."""
         tenure = self._tenure
         if (
             tenure is None
+            or not tenure.is_connected
+            or self.in_atomic_block
             or self._thread_sharing_count
             or not tenure.wire.ended_at_rest()
             or tenure.made_state
             or self.conn_guard_pins
-            or self.in_atomic_block
             or self.autocommit != self.settings_dict["AUTOCOMMIT"]
         ):
             return False
         tenure.replaced = True
         self.close()
         return True
+
+    def close_if_health_check_failed(self) -> None:
+        if self.health_check_enabled and not self.health_check_done:
+            super().close_if_health_check_failed()
 
     def _cursor(self, name: str | None = None) -> CursorWrapper:
         with self._guard:
@@ -172,10 +191,14 @@ class Guarded(_Base):
             return cursor
 
     def make_cursor(self, cursor: Any) -> CursorWrapper:
-        return _Cursor(cursor, self)
+        watched = _Cursor(cursor, self)
+        watched.tenure = self._tenure
+        return watched
 
     def make_debug_cursor(self, cursor: Any) -> CursorDebugWrapper:
-        return _DebugCursor(cursor, self)
+        watched = _DebugCursor(cursor, self)
+        watched.tenure = self._tenure
+        return watched
 
     def get_autocommit(self) -> bool:
         # Without a look: Django asks this at the end of a request, when a new connection would be of no use.
@@ -242,7 +265,9 @@ class Guarded(_Base):
             if self._tenure is not tenure or tenure.used_at + tenure.idle_for_s > now or not self._is_at_rest(tenure):
                 return again_at
             tenure.asked_about = tenure.used_at
-            if tenure.holds_state(pinned=bool(self.conn_guard_pins)):
+            # Behind a pooler that shares sessions nothing can be held, and the question would reach somebody else's.
+            shared = conf.current().pooler.get(self.alias) == "transaction"
+            if (self.conn_guard_pins or not shared) and tenure.holds_state(pinned=bool(self.conn_guard_pins)):
                 return again_at
             connections.close_unused(self)
         finally:
@@ -267,9 +292,7 @@ class _Watched(CursorWrapper):
 
     db: Guarded
 
-    def __init__(self, cursor: Any, db: Guarded) -> None:
-        super().__init__(cursor, db)
-        self.tenure = db._tenure
+    tenure: Tenure | None = None
 
     def execute(self, sql: Any, params: Any = None) -> Any:
         tenure = self._about_to_run(sql)
@@ -277,7 +300,7 @@ class _Watched(CursorWrapper):
             return super().execute(sql, params)
         finally:
             if tenure is not None:
-                tenure.used_at = time.monotonic()
+                tenure.used_at = _monotonic()
 
     def executemany(self, sql: Any, param_list: Any) -> Any:
         tenure = self._about_to_run(sql)
@@ -285,7 +308,7 @@ class _Watched(CursorWrapper):
             return super().executemany(sql, param_list)
         finally:
             if tenure is not None:
-                tenure.used_at = time.monotonic()
+                tenure.used_at = _monotonic()
 
     def callproc(self, procname: Any, params: Any = None, kparams: Any = None) -> Any:
         self._about_to_run(f"{procname}(")
@@ -293,11 +316,11 @@ class _Watched(CursorWrapper):
 
     def _about_to_run(self, sql: Any) -> Tenure | None:
         tenure = self.tenure
-        if tenure is None:
-            return None
-        if tenure.replaced or time.monotonic() - tenure.used_at > _AT_REST_S:
-            tenure = self._look_again(tenure)
-        tenure.runs(sql)
+        if tenure is not None:
+            if tenure.replaced or self.db.errors_occurred or _monotonic() - tenure.used_at > tenure.brisk_s:
+                tenure = self._look_again(tenure)
+            if type(sql) is not str or len(sql) > KEPT_CHARACTERS or remember(sql) is not Leaves.NOTHING:
+                tenure.runs(sql)
         return tenure
 
     def _look_again(self, tenure: Tenure) -> Tenure:
@@ -330,9 +353,9 @@ def _leave_pools_to_parent() -> None:
     """In a forked child: forget the pools, whose threads were not copied and whose sessions are the parent's."""
     Guarded._pools_pid = os.getpid()
     for pool in Guarded._connection_pools.values():
-        driver.keep_open_for_parent(pool)
-        for raw in list(pool._pool):
-            driver.keep_open_for_parent(raw)
+        driver.keep_for_parent(pool)
+        for raw in list(getattr(pool, "_pool", ())):
+            driver.leave_to_parent(raw)
     Guarded._connection_pools.clear()
 
 

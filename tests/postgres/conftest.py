@@ -1,0 +1,107 @@
+"""Aliases on the engine: this room holds what the tests of ring 2 share."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+GUARDED = "conn_guard.engine.postgresql"
+
+
+class Alias:
+    """An alias of the test's own, whose name is its application_name, seen by its application and from outside."""
+
+    def __init__(self, name: str, ask: Callable[..., list[tuple[Any, ...]]], until: Callable[..., Any]) -> None:
+        self.name = name
+        self.ask = ask
+        self.until = until
+
+    @property
+    def wrapper(self) -> Any:
+        """The wrapper of this thread."""
+        from django.db import connections
+
+        return connections[self.name]
+
+    def query(self, statement: str = "SELECT 1", parameters: object = None) -> list[tuple[Any, ...]]:
+        """Run *statement* as an application does, on this thread, and return its rows."""
+        with self.wrapper.cursor() as cursor:
+            cursor.execute(statement, parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    def pid(self) -> int:
+        """Return the pid of the session that serves this thread; connects if need be."""
+        return self.query("SELECT pg_backend_pid()")[0][0]
+
+    def sessions(self) -> list[tuple[int, str, str]]:
+        """Return the pid, the state and the last statement of every session of this alias."""
+        return self.ask(
+            "SELECT pid, state, query FROM pg_stat_activity WHERE application_name LIKE %s ORDER BY backend_start",
+            [self.name + "%"],
+        )
+
+    def pids(self) -> set[int]:
+        return {pid for pid, _, _ in self.sessions()}
+
+    def end_sessions(self) -> None:
+        """End every session of this alias, as an operator does, and return when they have left."""
+        pids = list(self.pids())
+        self.ask("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", [pids])
+        self.until(lambda: not self.ask("SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)", [pids]))
+
+    def becomes(self, count: int) -> bool:
+        """Return whether this alias comes to have *count* sessions."""
+        return bool(self.until(lambda: len(self.sessions()) == count))
+
+
+@pytest.fixture
+def make_engine(ask, until, django_db_blocker) -> Iterator[Callable[..., Alias]]:
+    """Return a function that adds an alias on the engine, with settings of its own; a server's address may be given."""
+    from django.db import connections
+
+    made: list[str] = []
+
+    def make(*, options: dict[str, object] | None = None, engine: str = GUARDED, **settings: object) -> Alias:
+        name = f"guarded_{uuid.uuid4().hex[:12]}"
+        default = connections.settings["default"]
+        options = {**default["OPTIONS"], "application_name": name, **(options or {})}
+        connections.settings[name] = {**default, "ENGINE": engine, "OPTIONS": options, **settings}
+        made.append(name)
+        return Alias(name, ask, until)
+
+    with django_db_blocker.unblock():
+        yield make
+        for name in made:
+            wrapper = connections[name]
+            if wrapper.closed_in_transaction or wrapper.in_atomic_block:
+                wrapper.in_atomic_block = wrapper.closed_in_transaction = False
+            wrapper.close()
+            if getattr(wrapper, "pool", None):
+                wrapper.close_pool()
+            del connections[name]
+            del connections.settings[name]
+
+
+@pytest.fixture
+def guarded(make_engine) -> Alias:
+    """An alias on the engine, whose connections persist."""
+    return make_engine(CONN_MAX_AGE=None)
+
+
+@pytest.fixture
+def worker() -> Iterator[Callable[..., Any]]:
+    """Run a function in a thread that lives on, as an executor's does, and return its result."""
+    with ThreadPoolExecutor(1) as pool:
+        yield lambda function, *args: pool.submit(function, *args).result(timeout=30)
+
+
+@pytest.fixture
+def table(ask) -> str:
+    """An empty table with a number in it; it goes with the tests' database, since a failed test may hold it still."""
+    name = f"engine_{uuid.uuid4().hex[:12]}"
+    ask(f"CREATE TABLE {name} (id serial PRIMARY KEY, n int)")
+    return name
