@@ -13,6 +13,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Generator, Iterator
+from socketserver import ThreadingMixIn
 from types import FrameType
 from typing import Any
 
@@ -96,12 +97,12 @@ class Opened:
         # Not current_thread(), which would register a thread that is not Python's own for ever.
         self.thread = _weak(next((each for each in threading.enumerate() if each.ident == self.ident), None))
         self.thread_name = getattr(self.thread(), "name", "unknown to Python")
-        self.serves = any(_is_at(frame, "socketserver", "process_request_thread") for frame in frames)
+        self.serves = any(frame.f_code is ThreadingMixIn.process_request_thread.__code__ for frame in frames)
         self.stack = _stack(frames)
         self.is_latest = True
 
-    def is_open(self) -> bool:
-        """Return whether this connection is open and nobody's to keep."""
+    def is_left(self) -> bool:
+        """Return whether this connection is open and nobody has a reason to keep it."""
         wrapper = self.wrapper()
         if wrapper is None or wrapper.connection is None or not self.is_latest:
             return self._is_dropped()
@@ -116,10 +117,11 @@ class Opened:
         )
 
     def _is_dropped(self) -> bool:
-        """Return whether the driver's connection is open though its wrapper has gone on, as no pool can explain."""
-        ours = self.settings["ENGINE"].startswith(("django.", "conn_guard.")) and not self.settings["OPTIONS"].get("pool")
-        raw: Any = self.raw()
-        return ours and raw is not None and not getattr(raw, "closed", True)
+        """Return whether the driver's connection is open though its wrapper has let go of it, and no pool has it back."""
+        keeps_no_pool = self.settings.get("ENGINE", "").startswith(("django.", "conn_guard."))
+        if not keeps_no_pool or (self.settings.get("OPTIONS") or {}).get("pool"):
+            return False
+        return not getattr(self.raw(), "closed", True)
 
     def is_alive(self) -> bool:
         """Return whether the thread that opened it lives on."""
@@ -166,7 +168,7 @@ class Watch:
         """Return what stays open, once whoever is about to close it has had the time."""
         here = threading.get_ident()
         deadline = time.monotonic() + GRACE_S
-        while leaks := [each for each in self.opened if each.is_open()]:
+        while leaks := [each for each in self.opened if each.is_left()]:
             if time.monotonic() > deadline or all(each.ident == here for each in leaks):
                 break
             time.sleep(0.01)
@@ -211,10 +213,6 @@ def _weak(referent: Any) -> Callable[[], Any]:
         return weakref.ref(referent)
     except TypeError:
         return lambda: None
-
-
-def _is_at(frame: FrameType, module: str, function: str) -> bool:
-    return frame.f_globals.get("__name__") == module and frame.f_code.co_name == function
 
 
 def _stack(frames: list[FrameType]) -> traceback.StackSummary:

@@ -207,6 +207,22 @@ def test_next():
     result.stdout.fnmatch_lines(["E * ValueError: on purpose"])
 
 
+def test_the_guides_test_passes_and_its_settings_switch_the_plugin_on(run, pytester):
+    guide = (ROOT / "docs" / "how-to" / "test-for-leaks.md").read_text()
+    python = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    (settings,) = re.findall(r"^```ini\n\[pytest\]\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    guilty = python[0].replace("closing_connections(User.objects.count)", "User.objects.count")
+    pytester.makeini(INI + settings)
+    pytester.makeconftest(python[1])
+    pytester.makepyfile(test_it=python[0], test_leak=guilty.replace("(no_leaked_connections)", "()"))
+    result = run("test_it.py", "test_leak.py")
+    assert result.parseoutcomes() == {"passed": 2, "errors": 1}
+    # What the guide shows is what it looks like.
+    for line in re.findall(r"^```\n(ERROR.*?)^```", guide, re.MULTILINE | re.DOTALL)[0].splitlines():
+        if line.startswith(("The test", "HINT")):
+            result.stdout.fnmatch_lines([line])
+
+
 def test_it_imports_pytest_alone_until_it_is_used(pytester, monkeypatch):
     pytester.makepyfile(
         """

@@ -10,8 +10,9 @@ SECRET_KEY = "only for tests"
 USE_TZ = True
 ROOT_URLCONF = "urls"
 STATIC_URL = "/static/"
-INSTALLED_APPS = ["django.contrib.contenttypes", *os.environ.get("PLUGIN_APPS", "").split()]
-MIGRATION_MODULES = {"contenttypes": None}
+INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", *os.environ.get("PLUGIN_APPS", "").split()]
+MIGRATION_MODULES = {"contenttypes": None, "auth": None}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 DEFAULT = {
     **ADDRESS,
     "ENGINE": os.environ.get("PLUGIN_ENGINE", ADDRESS["ENGINE"]),
