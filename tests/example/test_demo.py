@@ -53,7 +53,7 @@ def test_it_exits_with_1_when_there_is_no_leak_to_show(manage):
     assert "Act 1 has to end in 500s" in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_no_process_and_no_folder(manage, mark, marked, tmp_path, number, until):
     process = manage("demo", **OWN_SERVER, **{MARK: mark})
     assert any(line.startswith("act 1") for line in process.stdout)

@@ -20,6 +20,8 @@ from demo.acts import Play
 from demo.meter import Meter
 from demo.stage import set_stage
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class Command(BaseCommand):
     help = (
@@ -101,14 +103,14 @@ def _tell(console: Console, play: Play, ended: threading.Event) -> None:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the block as an exception, so that everything it started is taken down."""
+    """Let Ctrl-C, SIGTERM and a closed terminal end the block as an exception, so that everything it started is taken down."""
 
     def stop(number: int, _: object) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in STOPS:
             signal.signal(each, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
-    earlier = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    earlier = {each: signal.signal(each, stop) for each in STOPS}
     try:
         yield
     finally:
