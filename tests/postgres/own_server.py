@@ -20,7 +20,7 @@ from local_postgres import LocalPostgres
 from tests.conftest import Session
 from tests.polling import until
 
-IDLE_FOR = "0.2s"
+IDLE_FOR = "0.1s"
 REAPERS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'conn_guard:idle_reaper' ORDER BY pid"
 
 
@@ -49,7 +49,7 @@ class OwnServer:
         """Wait until *sessions* have been at rest for longer than IDLE_FOR, and return what to reap them by."""
         age = (
             "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s)"
-            " AND clock_timestamp() - state_change > interval '0.25 s' AND wait_event = 'ClientRead'"
+            " AND clock_timestamp() - state_change > interval '0.12 s' AND wait_event = 'ClientRead'"
         )
         pids = [each.pid for each in sessions]
         until(lambda: self.ask(age, [pids]) == [(len(pids),)])

@@ -160,7 +160,7 @@ def test_a_refused_log_in_is_tried_again_at_uneven_times_and_not_for_ever(server
 
 
 def test_one_that_stays_keeps_its_slot_and_needs_no_other(server, fill):
-    with server.alias(), Reaper("own", Policy(idle_for=timedelta(seconds=0.2)), Orders(stays=True)) as reaper:
+    with server.alias(), Reaper("own", Policy(idle_for=timedelta(seconds=0.1)), Orders(stays=True)) as reaper:
         assert reaper.reap().failure is None
         (own,) = server.reapers()
         sessions = fill()

@@ -366,7 +366,7 @@ def test_the_superusers_statement_ends_those_at_rest_and_nobody_else(server):
     )
     busy.execute("BEGIN")
     server.rested(resting, elsewhere)
-    script = block.text.replace("interval '1 minute'", "interval '0.2 s'")
+    script = block.text.replace("interval '1 minute'", "interval '0.1 s'")
     assert script != block.text
     address = server.server.url("shop")
     done = subprocess.run([psql, "-X", address], input=script, capture_output=True, text=True, timeout=30)

@@ -107,7 +107,7 @@ def test_a_database_of_an_odd_name_is_reaped_and_advised_about(server, name):
         assert run.fate(session) == ("signalled", None)
         assert set(run.sessions) & {elsewhere.pid} == set()
         setting = "SELECT setconfig FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase WHERE datname = %s"
-        assert server.ask(setting, [name]) == [(["idle_session_timeout=200ms"],)]
+        assert server.ask(setting, [name]) == [(["idle_session_timeout=100ms"],)]
     finally:
         server.ask(f"DROP DATABASE {quoted}")
 
