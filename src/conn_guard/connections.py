@@ -249,8 +249,8 @@ class RequestScope:
         request found open is closed as well.
         """
         self.opened: WeakKeyDictionary[BaseDatabaseWrapper, int] = WeakKeyDictionary()
-        self.found: WeakSet[BaseDatabaseWrapper] = WeakSet()
-        self.found_in_transaction: WeakSet[BaseDatabaseWrapper] = WeakSet()
+        self.found: set[BaseDatabaseWrapper] = set()
+        self.found_in_transaction: set[BaseDatabaseWrapper] = set()
         self.view = view
         self.keep_persistent = keep_persistent
         self.close_found = close_found
@@ -269,7 +269,7 @@ class RequestScope:
         """Close what the request leaves on this thread; what it found in a transaction is not its own to end."""
         here = threading.get_ident()
         opened = [wrapper for wrapper, ident in list(self.opened.items()) if ident == here]
-        for wrapper in {*opened, *self.found} - set(self.found_in_transaction):
+        for wrapper in {*opened, *self.found} - self.found_in_transaction:
             if wrapper.connection is None or _is_lent(wrapper):
                 continue
             if in_transaction(wrapper):
@@ -304,7 +304,10 @@ class RequestScope:
         self.end()
         if _scope.get() is self:
             _scope.set(None)
-        del self.view  # It holds the request, and a thread that lives on may hold this scope.
+        # A thread that lives on may hold this scope: it keeps no request and no connection alive.
+        del self.view
+        self.found.clear()
+        self.found_in_transaction.clear()
 
     def tell_if_unfinished(self) -> None:
         """Log that the response was never closed. Called by the finalizer of the thread, which must not log itself."""

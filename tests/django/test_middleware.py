@@ -399,9 +399,7 @@ def test_atomic_requests_work(make_alias, observer, worker, monkeypatch):
 
 def test_wrong_settings_stop_the_construction_in_the_words_of_the_checks(settings):
     settings.CONN_GUARD = {"CLOSE": "sometimes"}
-    with pytest.raises(
-        ImproperlyConfigured, match=r"^CONN_GUARD\['CLOSE'\] is 'sometimes', not "
-    ):
+    with pytest.raises(ImproperlyConfigured, match=r"^CONN_GUARD\['CLOSE'\] is 'sometimes', not "):
         ConnectionGuardMiddleware(lambda request: HttpResponse())
 
 
