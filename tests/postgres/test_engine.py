@@ -187,10 +187,15 @@ def test_a_pinned_connection_is_missed_by_the_caller(guarded):
 
 def test_inside_atomic_the_error_reaches_the_caller_and_nothing_is_written(guarded, table):
     insert = f"INSERT INTO {table} (n) VALUES (%s)"
-    with pytest.raises(BROKEN), transaction.atomic(using=guarded.name):
+
+    @transaction.atomic(using=guarded.name)
+    def write():
         guarded.query(insert, [1])
         guarded.end_sessions()
         guarded.query(insert, [2])
+
+    with pytest.raises(BROKEN):
+        write()
     assert guarded.query(f"SELECT n FROM {table}") == []
     guarded.query(insert, [3])
     assert guarded.query(f"SELECT n FROM {table}") == [(3,)]
@@ -553,8 +558,8 @@ def test_a_lent_wrapper_is_not_looked_at(guarded, worker):
 
 
 def test_an_atomic_block_whose_connection_was_taken_opens_no_other(guarded):
-    with pytest.raises(ProgrammingError, match="Cannot open a new connection in an atomic block"):
-        with transaction.atomic(using=guarded.name):
-            guarded.wrapper.close()
-            guarded.wrapper.connection = None
+    with transaction.atomic(using=guarded.name):
+        guarded.wrapper.close()
+        guarded.wrapper.connection = None
+        with pytest.raises(ProgrammingError, match="Cannot open a new connection in an atomic block"):
             guarded.query()

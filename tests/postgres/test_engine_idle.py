@@ -1,0 +1,434 @@
+"""The idle limit: a living thread's unused connection is closed, and none that anybody would miss."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import django
+import pytest
+from django.db import transaction
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
+from django.db.backends.signals import connection_created
+
+from conn_guard import pin, postgres
+from conn_guard.engine import keeper
+from tests.postgres.reaping import reap
+
+LIMIT_S = 0.1
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _limit(settings):
+    settings.CONN_GUARD = {"ENGINE_IDLE_FOR": LIMIT_S}
+
+
+@pytest.fixture
+def rests(make_engine, worker):
+    """Return a function that waits until the keeper has passed everybody who is due now, and once again."""
+
+    def rest():
+        for _ in range(2):
+            canary = make_engine(CONN_MAX_AGE=None)
+            worker(canary.pid)
+            assert canary.becomes(0)
+
+    return rest
+
+
+# Closed
+
+
+def test_an_unused_connection_of_a_living_thread_is_closed_and_opened_again(guarded, worker):
+    first = worker(guarded.pid)
+    assert guarded.becomes(0)
+    assert worker(guarded.pid) != first
+
+
+def test_every_thread_of_an_executor_that_lives_on_gives_back(guarded):
+    with ThreadPoolExecutor(6) as threads:
+        together = threading.Barrier(6)
+        assert len(set(threads.map(lambda _: (together.wait(30), guarded.pid())[1], range(6)))) == 6
+        assert guarded.becomes(0)
+        assert list(threads.map(lambda _: guarded.query(), range(12))) == [[(1,)]] * 12
+
+
+def test_use_puts_it_off(guarded, worker, until):
+    first = worker(guarded.pid)
+    begun = time.monotonic()
+    until(lambda: worker(guarded.pid) == first and time.monotonic() - begun > 4 * LIMIT_S)
+
+
+def test_a_long_query_is_use(guarded, worker):
+    assert worker(guarded.query, "SELECT pg_sleep(%s), pg_backend_pid()", [4 * LIMIT_S])[0][1] == worker(guarded.pid)
+
+
+def test_a_copy_and_a_pools_slot_are_given_back(make_engine, worker):
+    if django.VERSION < (5, 1) or not is_psycopg3:
+        pytest.skip("Django's pool came with 5.1, for psycopg 3")
+    alias = make_engine(options={"pool": {"min_size": 1, "max_size": 1, "timeout": 5}})
+    worker(alias.query)
+    assert alias.query() == [(1,)]
+    alias.until(lambda: alias.wrapper.connection is None)
+    assert worker(alias.query) == [(1,)]
+
+
+def test_a_session_that_ended_meanwhile_is_let_go(guarded, worker, until):
+    wrapper = worker(lambda: (guarded.query(), guarded.wrapper)[1])
+    guarded.end_sessions()
+    until(lambda: wrapper.connection is None)
+
+
+@pytest.mark.parametrize(
+    ("idle_for", "max_age", "seconds"),
+    [("auto", 0, 60), ("auto", 30, 30), ("auto", 0.5, 0.5), ("auto", None, math.inf), (timedelta(minutes=2), None, 120),
+     (5, 60, 5), (None, 0, math.inf), (None, 60, math.inf)],
+)  # fmt: skip
+def test_the_limit_follows_the_settings(make_engine, settings, idle_for, max_age, seconds):
+    settings.CONN_GUARD = {"ENGINE_IDLE_FOR": idle_for}
+    alias = make_engine(CONN_MAX_AGE=max_age)
+    alias.query()
+    assert alias.wrapper._tenure.idle_for_s == seconds
+
+
+def test_what_django_does_at_connect_is_not_state(make_engine, worker):
+    alias = make_engine(CONN_MAX_AGE=None, TIME_ZONE="Europe/Berlin", options={"assume_role": "pg_monitor", "isolation_level": 3})
+    assert worker(alias.query, "SELECT current_user::text, current_setting('TimeZone')") == [("pg_monitor", "Europe/Berlin")]
+    assert alias.becomes(0)
+
+
+def test_a_transaction_that_is_over_is_not_state(make_engine, worker):
+    alias = make_engine(CONN_MAX_AGE=None, options={"isolation_level": 3})
+
+    @transaction.atomic(using=alias.name)
+    def transact():
+        alias.query("SET LOCAL statement_timeout = '50s'")
+        alias.query("SELECT pg_advisory_xact_lock(4711)")
+
+    worker(transact)
+    assert alias.becomes(0)
+
+
+def test_what_every_connect_does_is_not_state(guarded, worker):
+    def receive(connection, **kwargs):
+        if connection.alias == guarded.name:
+            with connection.cursor() as cursor:
+                cursor.execute("SET statement_timeout = '50s'")
+
+    connection_created.connect(receive)
+    worker(guarded.query)
+    assert guarded.becomes(0)
+    assert worker(guarded.query, "SHOW statement_timeout") == [("50s",)]
+    connection_created.disconnect(receive)
+
+
+# Spared
+
+
+def test_a_connection_in_an_atomic_block(guarded, rests):
+    with transaction.atomic(using=guarded.name):
+        pid = guarded.pid()
+        rests()
+        assert guarded.pid() == pid
+
+
+def test_a_connection_in_a_raw_transaction(guarded, rests):
+    guarded.query("BEGIN")
+    rests()
+    assert [state for _, state, _ in guarded.sessions()] == ["idle in transaction"]
+
+
+def test_a_connection_with_autocommit_off_between_two_transactions(guarded, rests, table):
+    insert = f"INSERT INTO {table} (n) VALUES (%s)"
+    guarded.wrapper.set_autocommit(False)
+    guarded.query(insert, [1])
+    guarded.wrapper.commit()
+    rests()
+    guarded.query(insert, [2])
+    guarded.wrapper.rollback()
+    assert guarded.query(f"SELECT n FROM {table}") == [(1,)]
+
+
+def test_a_connection_whose_settings_have_autocommit_off(make_engine, rests):
+    alias = make_engine(CONN_MAX_AGE=None, AUTOCOMMIT=False)
+    pid = alias.pid()
+    alias.wrapper.commit()
+    rests()
+    assert alias.pid() == pid
+
+
+def test_a_connection_with_an_open_cursor(guarded, rests):
+    with guarded.wrapper.cursor() as cursor, guarded.wrapper.cursor() as later:
+        later.execute("SELECT pg_backend_pid()")
+        pid = later.fetchall()
+        later.close()
+        rests()
+        cursor.execute("SELECT pg_backend_pid()")
+        assert cursor.fetchall() == pid
+
+
+def test_a_connection_with_a_server_side_cursor_half_read(guarded, rests):
+    with guarded.wrapper.chunked_cursor() as cursor:
+        cursor.execute("SELECT * FROM generate_series(1, 5000)")
+        assert cursor.fetchmany(2) == [(1,), (2,)]
+        rests()
+        assert cursor.fetchmany(2) == [(3,), (4,)]
+
+
+def test_a_connection_that_is_lent(guarded, rests):
+    wrapper = guarded.wrapper
+    wrapper.inc_thread_sharing()
+    pid = guarded.pid()
+    rests()
+    assert guarded.pid() == pid
+    wrapper.dec_thread_sharing()
+
+
+@pytest.mark.skipif(not is_psycopg3, reason="psycopg 3 has a lock for each connection")
+def test_a_connection_in_use_past_django(guarded, rests):
+    guarded.pid()
+    with guarded.wrapper.connection.lock:
+        rests()
+        assert len(guarded.sessions()) == 1
+    assert guarded.becomes(0)
+
+
+# Kept and marked, because the session holds state
+
+STATES = {
+    "listening": "LISTEN jobs",
+    "a lock": "SELECT pg_advisory_lock(4711)",
+    "a temporary table": "CREATE TEMP TABLE t (n int)",
+    "another role": "SET ROLE pg_monitor",
+    "another user": "SET SESSION AUTHORIZATION pg_monitor",
+    "a setting": "SET statement_timeout = '50s'",
+    "a setting of the application's own": "SELECT set_config('app.tenant', '5', false)",
+    "a prepared statement": "PREPARE p AS SELECT 1",
+    "a cursor that is held": "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+    "a setting made out of sight": "DO $$ BEGIN EXECUTE 'SET statement_time' || 'out = 50000'; END $$",
+    "a lock taken out of sight": "DO $$ BEGIN EXECUTE 'SELECT pg_advisory_' || 'lock(4711)'; END $$",
+}
+MARK = "/* conn_guard:holds-state */ SELECT 1"
+
+
+@pytest.mark.parametrize("statement", STATES.values(), ids=STATES)
+def test_a_session_that_holds_state_is_kept_and_says_so(guarded, worker, rests, until, statement):
+    worker(guarded.query, statement)
+    ((pid, _, _),) = guarded.sessions()
+    until(lambda: guarded.sessions() == [(pid, "idle", MARK)])
+    rests()
+    assert guarded.pids() == {pid}
+    run = reap("--application-name", guarded.name, "--idle-for", "0.01s", "--dry-run")
+    assert run.sessions[pid]["action"] == "spared"
+    assert run.sessions[pid]["reason"] in ("holds_state", "advisory_lock")
+
+
+@pytest.mark.parametrize(
+    ("make", "end"),
+    [("SELECT pg_advisory_lock(4711)", "SELECT pg_advisory_unlock(4711)"), ("LISTEN jobs", "UNLISTEN *"),
+     ("CREATE TEMP TABLE t (n int)", "DROP TABLE t"), ("SET ROLE pg_monitor", "RESET ROLE"),
+     ("SET statement_timeout = 50000", "RESET statement_timeout")],
+)  # fmt: skip
+def test_a_session_whose_state_is_gone_is_closed(guarded, worker, make, end):
+    worker(guarded.query, make)
+    worker(guarded.query, end)
+    assert guarded.becomes(0)
+
+
+def test_a_session_is_asked_once_in_a_period_of_rest_and_again_in_the_next(guarded, worker, rests, until, ask):
+    def marked_at():
+        statement = "SELECT state_change FROM pg_stat_activity WHERE application_name = %s AND query = %s"
+        return ask(statement, [guarded.name, MARK])
+
+    worker(guarded.query, "LISTEN jobs")
+    first = until(marked_at)
+    rests()
+    assert marked_at() == first
+    worker(guarded.query)
+    until(lambda: marked_at() and marked_at() != first)
+    worker(guarded.query, "UNLISTEN jobs")
+    assert guarded.becomes(0)
+
+
+def test_a_pinned_connection_is_kept_and_marked(guarded, rests, until):
+    with pin(guarded.name):
+        pid = guarded.pid()
+        until(lambda: guarded.sessions() == [(pid, "idle", MARK)])
+        rests()
+        assert guarded.pid() == pid
+    assert guarded.becomes(0)
+
+
+def test_a_question_that_fails_keeps_the_session(guarded, rests, monkeypatch):
+    monkeypatch.setattr(postgres, "HELD_STATE", "SELECT 'never' WHERE 1 / 0 = 1")
+    pid = guarded.pid()
+    rests_elsewhere = guarded.sessions()[0][2]
+    guarded.until(lambda: guarded.sessions()[0][2] != rests_elsewhere)
+    assert guarded.pids() == {pid}
+
+
+def test_behind_a_pooler_that_shares_sessions_nothing_is_asked(guarded, worker, settings):
+    settings.CONN_GUARD = {"ENGINE_IDLE_FOR": LIMIT_S, "POOLER": {guarded.name: "transaction"}}
+    worker(guarded.query, "LISTEN jobs")
+    assert guarded.becomes(0)
+
+
+# Under load
+
+
+LONG = pytest.mark.skipif(os.environ.get("CONN_GUARD_REQUIRE") != "all", reason="takes a minute: CONN_GUARD_REQUIRE=all")
+
+
+@pytest.mark.parametrize("times", [500, pytest.param(10_000, marks=LONG)])
+def test_threads_that_rest_and_work_lose_nothing(guarded, settings, table, ask, times):
+    """The keeper closes whenever a thread rests, and must never do so under its feet."""
+    settings.CONN_GUARD = {"ENGINE_IDLE_FOR": 0.05}
+    threads = 8
+    ask(f"INSERT INTO {table} (id, n) SELECT g, 0 FROM generate_series(0, {threads}) AS g")
+    pids: set[int] = set()
+
+    def work(thread):
+        for turn in range(times):
+            guarded.query(f"UPDATE {table} SET n = n + 1 WHERE id = %s", [thread])
+            if turn % 100 == 50:
+                with transaction.atomic(using=guarded.name):
+                    ((n,),) = guarded.query(f"SELECT n FROM {table} WHERE id = 0 FOR UPDATE")
+                    guarded.query(f"UPDATE {table} SET n = %s WHERE id = 0", [n + 1])
+            if turn % 100 == 75:
+                pids.add(guarded.pid())
+                # About as long as the limit: now the thread comes first, now the keeper.
+                threading.Event().wait(0.04 + 0.01 * (turn // 100 % 5))
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(1, threads + 1), timeout=300))
+    counted = ask(f"SELECT n FROM {table} ORDER BY id")
+    assert counted == [(threads * len(range(50, times, 100)),)] + [(times,)] * threads
+    assert len(pids) > threads, "some were closed meanwhile"
+
+
+# The keeper itself
+
+
+class Kept:
+    """Something that is due at certain times, and notes when the keeper came."""
+
+    def __init__(self, *delays):
+        self.delays = list(delays)
+        self.came = []
+
+    def tend(self, now):
+        self.came.append(now)
+        if not self.delays:
+            return math.inf
+        delay = self.delays.pop(0)
+        if isinstance(delay, Exception):
+            raise delay
+        return now + delay
+
+    def leave_to_parent(self):
+        pass
+
+
+@pytest.fixture
+def keep(until):
+    kept = []
+
+    def add(*delays, due_in=0.0):
+        each = Kept(*delays)
+        kept.append(each)
+        keeper.keep(id(each), each, due_at=time.monotonic() + due_in, has_jobs=False)
+        return each
+
+    yield add
+    for each in kept:
+        keeper.forget(id(each))
+
+
+def test_the_keeper_comes_when_something_is_due_and_not_before(keep, until):
+    far, near = keep(due_in=math.inf), keep(0.05, 0.05)
+    until(lambda: len(near.came) >= 3)
+    came = len(far.came)
+    assert keeper._state.wakes_at == math.inf, "and sleeps for good when nothing is"
+    keep()
+    until(lambda: len(far.came) > came)
+
+
+def test_the_keeper_outlives_a_failure(keep, until, caplog):
+    failing = keep(ValueError("on purpose"))
+    until(lambda: failing.came)
+    until(lambda: "A connection could not be tended." in caplog.messages)
+    done = threading.Event()
+    keeper.later(lambda: 1 / 0)
+    keeper.later(done.set)
+    assert done.wait(10)
+    assert "A connection could not be given back." in caplog.messages
+
+
+def run_script(script, **environment):
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+    return subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths, **environment}, cwd=ROOT,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+SITE = """
+import django
+from django.conf import settings
+import tests.settings as site
+default = {**site.DATABASES["default"], "ENGINE": "conn_guard.engine.postgresql", "CONN_MAX_AGE": None}
+settings.configure(DATABASES={"default": default}, CONN_GUARD={"ENGINE_IDLE_FOR": SECONDS})
+django.setup()
+from django.db import connection
+
+def query():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        return cursor.fetchone()
+"""
+
+
+@pytest.mark.parametrize("idle_for", [0.05, 60])
+def test_the_keeper_ends_with_its_process(idle_for):
+    """Also where code that runs at exit connects, and where only the engine is there and not the app."""
+    script = "import atexit\n" + SITE.replace("SECONDS", str(idle_for)) + "atexit.register(query)\nprint(query())\n"
+    script += "from conn_guard.engine import keeper\natexit.register(lambda: query() and connection.close())\n"
+    run = run_script(script + "connection.close()\n")
+    assert (run.returncode, run.stdout, run.stderr) == (0, "(1,)\n", "")
+
+
+def test_without_a_limit_there_is_no_keeper():
+    script = SITE.replace("SECONDS", "None") + "import threading\nquery()\nprint(threading.active_count())\nconnection.close()\n"
+    assert run_script(script).stdout == "1\n"
+
+
+@pytest.mark.skipif(not is_psycopg3, reason="psycopg2 needs psycogreen to work with gevent")
+def test_under_gevent_the_keeper_is_a_greenlet_that_blocks_nobody():
+    pytest.importorskip("gevent")
+    script = "from gevent import monkey\nmonkey.patch_all()\n" + SITE.replace("SECONDS", "0.1")
+    script += """
+import gevent, threading, time
+def work():
+    assert query() == (1,)
+    wrapper = connection._connections[connection._alias]
+    deadline = time.monotonic() + 20
+    while wrapper.connection is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert wrapper.connection is None
+    assert query() == (1,)
+    wrapper.close()
+    return True
+print([greenlet.value for greenlet in gevent.joinall([gevent.spawn(work) for _ in range(3)], timeout=30)])
+from conn_guard.engine import keeper
+print(keeper._state.thread.is_alive())
+"""
+    run = run_script(script)
+    assert run.stdout == "[True, True, True]\nTrue\n", run.stderr
