@@ -105,6 +105,7 @@ def test_W102_max_age_bool():
         "HINT: Write a number of seconds, or None for no limit."
     )
     assert ids(alias(CONN_MAX_AGE=False)) == set()
+    assert ids(alias(CONN_MAX_AGE=1)) == {"I123"}
 
 
 def test_W103_max_age_negative():
@@ -125,6 +126,10 @@ def test_W104_max_age_absurd():
 @pytest.mark.parametrize("age", [float("inf"), float("nan"), 31_536_001])
 def test_an_age_that_no_process_reaches_is_absurd(age):
     assert ids(alias(CONN_MAX_AGE=age, CONN_HEALTH_CHECKS=True)) == {"W104"}
+
+
+def test_an_age_that_django_can_compare_with_nothing_is_no_limit():
+    assert ids(alias(CONN_MAX_AGE=float("nan"))) == {"W104", "W122"}
 
 
 def test_a_year_is_not_absurd():
@@ -364,8 +369,10 @@ def test_every_option_of_the_installed_pool_is_known():
 
 
 @pools
-def test_a_check_of_ones_own_is_taken_from_django_6_1_on():
-    assert ids(pool({"check": print})) == (set() if django.VERSION >= (6, 1) else {"E114"})
+@pytest.mark.parametrize(("version", "expected"), [((6, 0), {"E114"}), ((6, 1), set())], ids=["6.0", "6.1"])
+def test_a_check_of_ones_own_is_taken_from_django_6_1_on(version, expected):
+    with mock.patch.object(django, "VERSION", version):
+        assert ids(pool({"check": print})) == expected
 
 
 def test_E115_pool_unsupported():
@@ -596,6 +603,12 @@ def test_W126_cursors_txn_pooler():
     assert ids(alias(), CONN_GUARD={"POOLER": {"default": "transaction"}}) == {"W126"}
 
 
+def test_one_port_is_the_port_of_every_host():
+    assert ids(alias(HOST=f"db,{SUPABASE['HOST']}", PORT=6543)) == {"W126"}
+    assert ids(alias(HOST=f"db,{SUPABASE['HOST']}", PORT="5432,6543")) == {"W126"}
+    assert ids(alias(HOST=f"db,{SUPABASE['HOST']},other", PORT="5432,5432")) == set()
+
+
 @pytest.mark.parametrize("address", [NEON, SUPABASE])
 def test_disabled_cursors_pass_a_pooler(address):
     assert ids(alias(DISABLE_SERVER_SIDE_CURSORS=True, **address)) == set()
@@ -666,7 +679,8 @@ def test_W129_pooler_startup_options():
 
 
 def test_what_is_no_setting_passes_the_log_in():
-    assert ids(alias(DISABLE_SERVER_SIDE_CURSORS=True, OPTIONS={"options": "endpoint=ep-quiet-sun-1"}, **NEON)) == set()
+    for options in ("endpoint=ep-quiet-sun-1", "--cluster=quiet-sun-1"):
+        assert ids(alias(DISABLE_SERVER_SIDE_CURSORS=True, OPTIONS={"options": options}, **NEON)) == set()
 
 
 def test_W130_prepared_pooler():

@@ -9,12 +9,16 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from django.db import connections
 
+from conn_guard.checks import runtime
+from conn_guard.checks.project import Project
 from tests.polling import until
 from tests.programs import free_port, is_open
 
@@ -279,6 +283,67 @@ def test_greenlets_are_told(serve):
     site.get(3)
     assert site.said() == ["WARNING conn_guard.W120"]
     assert "but this process runs a greenlet for each request" in site.log.read_text()
+
+
+class Wrapper:
+    """What a Watch asks of a connection, for counts that no test should open sessions for."""
+
+    alias = "default"
+    vendor = "sqlite"
+    settings_dict = {"ENGINE": "django.db.backends.sqlite3", "CONN_MAX_AGE": 60}  # noqa: RUF012
+
+
+@pytest.fixture
+def watch(monkeypatch, caplog) -> Iterator[runtime.Watch]:
+    """A watch of its own, which speaks although a test is at work."""
+    monkeypatch.setattr(runtime, "is_test", lambda sender=None: False)
+    caplog.set_level("DEBUG", logger="conn_guard.checks")
+    return runtime.Watch()
+
+
+def serve_each(watch, *, connections, requests=1):
+    for number in range(requests):
+        watch.on_request(sender=object, environ={})
+        if number < connections:
+            watch.on_connection(connection=Wrapper())
+
+
+def test_a_large_pool_of_threads_is_judged_after_its_first_connections(watch, caplog):
+    with ExitStack() as stack:
+        threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(120)]
+        for _ in range(2):
+            for thread in threads:
+                thread.submit(serve_each, watch, connections=1).result()
+        assert caplog.text == ""
+        for thread in threads:
+            thread.submit(serve_each, watch, connections=1).result()
+        assert "360 connections were opened for 360 requests" in caplog.text
+
+
+@pytest.mark.parametrize(("connections", "told"), [(89, False), (90, True)])
+def test_nine_of_ten_requests_that_connect_are_too_many(watch, caplog, connections, told):
+    serve_each(watch, connections=0, requests=100 - connections)
+    serve_each(watch, connections=connections, requests=connections)
+    assert ("conn_guard.W120" in caplog.text) is told
+    assert ("reuse" not in watch.questions) is told
+
+
+def test_a_process_that_has_used_its_connections_again_is_asked_no_more(watch, caplog):
+    serve_each(watch, connections=1, requests=1000)
+    assert "reuse" in watch.questions
+    serve_each(watch, connections=1)
+    assert "reuse" not in watch.questions
+    serve_each(watch, connections=5000, requests=5000)
+    assert caplog.text == ""
+
+
+def test_a_pool_is_its_own_reuse(watch, caplog, monkeypatch):
+    pooled = {"ENGINE": "django.db.backends.postgresql", "CONN_MAX_AGE": None, "OPTIONS": {"pool": True}}
+    monkeypatch.setattr(Wrapper, "settings_dict", pooled)
+    monkeypatch.setattr("django.VERSION", (6, 1))
+    monkeypatch.setattr(Project, "driver", "psycopg")
+    serve_each(watch, connections=200, requests=200)
+    assert caplog.text == ""
 
 
 def test_a_pooler_is_told_by_the_pid_that_it_made_up(run, pgbouncer):

@@ -346,6 +346,8 @@ def test_what_is_for_deployments_stays_out_of_migrate(limited, capsys):
     alias = limited({"processes": 2, "threads": 9})
     assert {"W303", "I305"} <= set(found(alias, deploy=True))
     assert {"W303", "W304", "I305", "W307"}.isdisjoint(found(alias))
+    call_command("check", databases=[alias])
+    assert "conn_guard" not in capsys.readouterr().err
     call_command("check", deploy=True, databases=[alias])
     told = capsys.readouterr().err
     assert "conn_guard.W303" in told
