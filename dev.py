@@ -159,7 +159,7 @@ def test(arguments: list[str]) -> int:
     run([*coverage, "erase"])
     code = run([*coverage, "run", "-m", "pytest", *arguments[1:]])
     run([*coverage, "combine", "--quiet"])
-    return code or run([*coverage, "report"])
+    return run([*coverage, "report"]) or code
 
 
 def lint(arguments: list[str]) -> int:
@@ -215,7 +215,6 @@ class Cell(NamedTuple):
     @property
     def releases(self) -> dict[str, str]:
         return CVAT if self.django == "cvat" else {"django": DJANGOS[self.django]}
-
 
 
 def quick_cells() -> dict[Cell, list[str]]:
