@@ -100,7 +100,8 @@ def test_the_limit_follows_the_settings(make_engine, settings, idle_for, max_age
 
 
 def test_what_django_does_at_connect_is_not_state(make_engine, worker):
-    alias = make_engine(CONN_MAX_AGE=None, TIME_ZONE="Europe/Berlin", options={"assume_role": "pg_monitor", "isolation_level": 3})
+    options = {"assume_role": "pg_monitor", "isolation_level": 3}
+    alias = make_engine(CONN_MAX_AGE=None, TIME_ZONE="Europe/Berlin", options=options)
     assert worker(alias.query, "SELECT current_user::text, current_setting('TimeZone')") == [("pg_monitor", "Europe/Berlin")]
     assert alias.becomes(0)
 
@@ -406,8 +407,8 @@ def test_the_keeper_ends_with_its_process(idle_for):
 
 
 def test_without_a_limit_there_is_no_keeper():
-    script = SITE.replace("SECONDS", "None") + "import threading\nquery()\nprint(threading.active_count())\nconnection.close()\n"
-    assert run_script(script).stdout == "1\n"
+    script = SITE.replace("SECONDS", "None") + "import threading\nquery()\nprint(threading.active_count())\n"
+    assert run_script(script + "connection.close()\n").stdout == "1\n"
 
 
 @pytest.mark.skipif(not is_psycopg3, reason="psycopg2 needs psycogreen to work with gevent")
