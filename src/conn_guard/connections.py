@@ -61,7 +61,7 @@ def _own(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
             owner.wrappers.add(connection)
             owner.scope = scope
         else:
-            _own_in_contexts(connection, loop)
+            own_in_context(connection, loop)
     except Exception:
         logger.exception("The connection %r got no owner.", connection.alias)
 
@@ -88,7 +88,7 @@ class _ThreadOwner:
 
 
 class _ContextOwner:
-    """One connection opened on an event loop's thread, held by every context that can see it."""
+    """One connection opened on an event loop's thread, held by the context that opened it and by every copy of that one."""
 
     def __init__(self, wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLoop) -> None:
         self.wrapper = ref(wrapper)
@@ -104,7 +104,7 @@ class _ContextOwner:
             return
         # The last context may be dropped by any thread and inside any allocation: the loop closes, in its own time.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(_abandon_outside_transaction, wrapper)
+            loop.call_soon_threadsafe(_close_unless_seen, wrapper)
 
 
 _local = threading.local()
@@ -125,43 +125,57 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _own_in_contexts(wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLoop) -> None:
-    """Let every context that can see *wrapper* own it, not only the one that happened to open it.
+def own_in_context(wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLoop) -> None:
+    """Let this context, and all that it will be copied to, own *wrapper*; calling it again changes nothing.
 
-    A task may have touched the wrapper before it started the task that opens it, and may be in an atomic block on it when
-    that one ends. Python tells the contexts of other tasks from 3.12 on; before, the context that opens is the owner.
+    An engine calls it as it makes the wrapper, the receiver of ``connection_created`` as it is opened. From Python 3.12 on the
+    end of the task counts as well: a context may be part of a cycle, and would then wait for the garbage collector.
     """
-    if any(owner.wrapper() is wrapper for owner in _context_owners.get()):
+    owners = [owner for owner in _context_owners.get() if owner.wrapper() is not None]
+    if any(owner.wrapper() is wrapper for owner in owners):
         return
-    owner = _ContextOwner(wrapper, loop)
-    _hold(owner)
-    if sys.version_info >= (3, 12):
-        current = asyncio.current_task(loop)
-        for task in asyncio.all_tasks(loop):
-            if task is not current:
-                # RuntimeError: that context is the one we are in, which holds the owner already.
-                with contextlib.suppress(RuntimeError):
-                    task.get_context().run(_hold_where_seen, owner, wrapper)
+    _context_owners.set((*owners, _ContextOwner(wrapper, loop)))
+    task = asyncio.current_task(loop)
+    if task is not None and sys.version_info >= (3, 12):
+        _close_after(task, wrapper)
 
 
 def own_from_birth(wrapper: BaseDatabaseWrapper) -> None:
-    """Let this context and all that it will be copied to own *wrapper*, which it is making: those that will see it.
-
-    An engine can do this; a receiver of ``connection_created`` comes later and has to look for the contexts.
-    """
+    """Let this context own *wrapper*, which an engine is making here; on a thread without an event loop do nothing."""
     loop = _running_loop()
     if loop is not None and conf.current().close_with_owner:
-        _hold(_ContextOwner(wrapper, loop))
+        own_in_context(wrapper, loop)
 
 
-def _hold(owner: _ContextOwner) -> None:
-    # Without those whose wrapper is gone: a context that lives on would gather them.
-    _context_owners.set((*(each for each in _context_owners.get() if each.wrapper() is not None), owner))
+def _close_after(task: asyncio.Task[Any], wrapper: BaseDatabaseWrapper) -> None:
+    # In an empty context: a callback would hold a copy of this one, and with it the owner.
+    task.add_done_callback(functools.partial(_task_done, ref(wrapper)), context=contextvars.Context())
 
 
-def _hold_where_seen(owner: _ContextOwner, wrapper: BaseDatabaseWrapper) -> None:
-    if any(seen is wrapper for seen in connections.all(initialized_only=True)):
-        _hold(owner)
+def _task_done(wrapper_ref: ref[BaseDatabaseWrapper], _: object) -> None:
+    wrapper = wrapper_ref()
+    if wrapper is not None:
+        _close_unless_seen(wrapper)
+
+
+def _close_unless_seen(wrapper: BaseDatabaseWrapper) -> None:
+    """Close *wrapper* on its loop's thread, or after the task that can still see it.
+
+    A task may have touched the wrapper before it started the task that opened it, and may hold state on its session. Python
+    tells the contexts of other tasks from 3.12 on; before, a transaction is all that can be seen.
+    """
+    if wrapper.connection is None:
+        return
+    if sys.version_info >= (3, 12):
+        for task in asyncio.all_tasks():
+            if _sees(task.get_context(), wrapper):
+                _close_after(task, wrapper)
+                return
+    _abandon_outside_transaction(wrapper)
+
+
+def _sees(context: contextvars.Context, wrapper: BaseDatabaseWrapper) -> bool:
+    return any(owner.wrapper() is wrapper for owner in context.get(_context_owners, ())) or context.run(_is_current, wrapper)
 
 
 # Closing

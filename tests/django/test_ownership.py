@@ -251,6 +251,45 @@ def test_a_child_that_opens_its_parents_connection_leaves_its_session_to_the_par
 
 
 @pytest.mark.usefixtures("_async_unsafe")
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="before, the context waits for the garbage collector where it is in a cycle"
+)
+def test_a_context_in_a_cycle_does_not_wait_for_the_collector(alias, observer):
+    async def main():
+        async def task():
+            cycle = {}
+            cycle["context"] = (contextvars.copy_context(), cycle)
+            query(alias)
+            cycle["context"] = (contextvars.copy_context(), cycle)
+
+        await asyncio.create_task(task())
+        return await asyncio.to_thread(observer.settled, alias, 0)
+
+    assert asyncio.run(main())
+
+
+@pytest.mark.usefixtures("_async_unsafe")
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python tells a task's context from 3.12 on")
+def test_a_task_that_was_started_after_the_connection_was_opened_keeps_it(alias, observer):
+    async def child():
+        await asyncio.sleep(0.05)
+        with connections[alias].cursor() as cursor:
+            cursor.execute("TABLE state")
+            return cursor.fetchall()
+
+    async def parent():
+        with connections[alias].cursor() as cursor:
+            cursor.execute("CREATE TEMP TABLE state AS SELECT 1")
+        return asyncio.create_task(child())
+
+    async def main():
+        assert await (await asyncio.create_task(parent())) == [(1,)]
+        return await asyncio.to_thread(observer.settled, alias, 0)
+
+    assert asyncio.run(main())
+
+
+@pytest.mark.usefixtures("_async_unsafe")
 def test_a_transaction_that_another_task_may_be_in_is_left_to_the_loops_thread(alias, observer, in_thread):
     async def main():
         async def task():
