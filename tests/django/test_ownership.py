@@ -252,7 +252,7 @@ def test_a_child_that_opens_its_parents_connection_leaves_its_session_to_the_par
 
 @pytest.mark.usefixtures("_async_unsafe")
 @pytest.mark.skipif(
-    sys.version_info < (3, 12), reason="before, the context waits for the garbage collector where it is in a cycle"
+    sys.version_info < (3, 12), reason="before, such a context waits for the garbage collector"
 )
 def test_a_context_in_a_cycle_does_not_wait_for_the_collector(alias, observer):
     async def main():
