@@ -25,7 +25,7 @@ NAMES = [
     "é" * 40,
     "",
 ]
-DATABASES = ['we"ird db', "two\nlines", "%s 'x' \\", "😀" * 15]
+DATABASES = ['we"ird db', "two\nlines", "\x1b[31mred\x07", "%s 'x' \\", "😀" * 15]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,9 @@ def test_a_database_of_an_odd_name_is_reaped_and_advised_about(server, name):
             server.ask(stdout.getvalue())
             stdout = io.StringIO()
             call_command("idle_reaper", *arguments, "--dry-run", stdout=stdout, stderr=io.StringIO())
-            assert len(stdout.getvalue().splitlines()) == 3
+            printed = stdout.getvalue().splitlines()
+            assert len(printed) == 3
+            assert all(line.isprintable() for line in printed)
             run = reap(*arguments)
         assert run.sessions[session.pid]["database"] == name
         assert run.fate(session) == ("signalled", None)

@@ -126,6 +126,14 @@ def test_a_reaper_without_sessions_of_its_own_is_told_to_name_a_role(server, rea
     assert server.alive(session)
 
 
+def test_a_member_that_named_a_superuser_is_refused_that_one_signal(server, reaper_role):
+    """No grant reaches a superuser, so its session doesn't count as one that a grant would cure."""
+    session, boss = server.session(), server.session("boss")
+    with reaper_role("app", "pg_read_all_stats"):
+        run = reap(*server.rested(session, boss), "--user", "app", "--user", "boss")
+    assert (run.exit_code, run.fate(session), run.fate(boss)) == (3, ("signalled", None), ("failed", "permission_denied"))
+
+
 def test_superusers_are_spared_and_the_rest_go_on(server, reaper_role):
     first, boss, last = server.session(), server.session("boss"), server.session("billing")
     with reaper_role("pg_signal_backend", "pg_read_all_stats"):

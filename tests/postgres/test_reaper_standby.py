@@ -20,7 +20,7 @@ IN_RECOVERY = "SELECT pg_is_in_recovery()"
 
 @pytest.fixture(scope="module")
 def primary(django_db_blocker):
-    with django_db_blocker.unblock(), own_server(roles={"app": "LOGIN"}) as server:
+    with django_db_blocker.unblock(), own_server(settings={"wal_keep_size": "64MB"}) as server:
         yield server
         server.clean()
 
@@ -33,8 +33,15 @@ def base_backup(primary):
         shutil.rmtree(cluster, ignore_errors=True)
         program = _programs(primary.server) / "pg_basebackup"
         address = f"host={primary.server.host} port={primary.server.port} user=postgres"
-        arguments = ["-D", str(cluster), "-d", address, "-R", "-X", "stream", "-c", "fast"]
+        arguments = ["-D", str(cluster), "-d", address, "-X", "stream", "-c", "fast"]
         subprocess.run([program, *arguments], check=True, capture_output=True, cwd="/", timeout=60, **unprivileged())
+        # Not by -R, which writes down options that the walreceiver of some builds doesn't know.
+        with (cluster / "postgresql.auto.conf").open("a") as file:
+            file.write(f"primary_conninfo = '{address}'\n")
+        signal = cluster / "standby.signal"
+        signal.touch()
+        if account := unprivileged():
+            shutil.chown(signal, account["user"], account["group"])
         return cluster
 
     return fill
@@ -43,7 +50,7 @@ def base_backup(primary):
 @pytest.fixture(scope="module")
 def standby(primary, base_backup):
     """A hot standby of the primary."""
-    with LocalPostgres(max_connections=40) as started:
+    with LocalPostgres(max_connections=40, settings={"wal_retrieve_retry_interval": "100ms"}) as started:
         started.halt()
         base_backup(started.log.parent / "cluster")
         started.start()
@@ -74,7 +81,7 @@ def test_a_standby_is_reaped_by_its_own_rules(primary, standby):
 
 def test_a_walsender_and_its_receiver_live_on(primary, standby):
     sender = "SELECT pid FROM pg_stat_replication WHERE state = 'streaming'"
-    (before,) = until(lambda: primary.ask(sender))
+    (before,) = until(lambda: primary.ask(sender), timeout=30)
     session, mirrored = primary.session("postgres"), standby.session("postgres")
     primary.rested(session)
     standby.rested(mirrored)
