@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from django.db import connections
@@ -216,6 +217,18 @@ def test_only_one_of_many_threads_speaks(run):
     assert said.count("conn_guard.W122") == 1
 
 
+def test_a_request_that_has_begun_is_not_stopped_by_an_error(run):
+    said = run(
+        "from django.core.signals import request_started\n"
+        "assert [error for _, error in request_started.send_robust(object, environ={}) if error] == []\n",
+        DEFAULT={"CONN_MAX_AGE": "60"},
+        MIDDLEWARE=[],
+        CONN_GUARD={"CHECK_AT_STARTUP": "raise"},
+    )
+    assert "ERROR conn_guard.E101" in said
+    assert "could not run" not in said
+
+
 def test_a_failing_check_fails_no_request(run):
     said = run(
         "from conn_guard import checks\n"
@@ -357,6 +370,16 @@ def test_a_pooler_is_told_by_the_pid_that_it_made_up(run, pgbouncer):
     assert run(query) == ""
     assert run(query, DEFAULT=address, CONN_GUARD={"POOLER": {"default": "transaction"}}) == ""
     assert run(query, DEFAULT=address, SILENCED_SYSTEM_CHECKS=["conn_guard.I302"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("pid", "told"), [(1, False), (4194304, False), (4194305, True), (1431655765, True), (0, True), (-529813817, True)]
+)
+def test_a_pid_that_no_process_has_is_a_poolers(watch, caplog, monkeypatch, pid, told):
+    monkeypatch.setattr(Wrapper, "vendor", "postgresql")
+    monkeypatch.setattr(Wrapper, "connection", SimpleNamespace(info=SimpleNamespace(backend_pid=pid)), raising=False)
+    watch.on_connection(connection=Wrapper())
+    assert ("conn_guard.I302" in caplog.text) is told
 
 
 def test_an_odd_connection_stops_nothing(run):
