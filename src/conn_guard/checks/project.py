@@ -34,8 +34,8 @@ STOCK_POSTGRES = frozenset(
 # that may be known: an engine is never imported, because GIS, tenants and metrics may not load where checks run.
 _POSTGRES_WORDS = re.compile(r"postg|psycopg|psql|pgsql|timescale|tenant|cockroach|redshift|yugabyte|citus")
 _OTHER_WORDS = re.compile(
-    r"mysql|maria|tidb|oracle|mssql|sql_?server|pyodbc|snowflake|bigquery|spanner|mongo|clickhouse|firebird|db2|hana|redis|"
-    r"databricks|trino|presto|ldap|salesforce|dynamo|cassandra|access"
+    r"mysql|mariadb|tidb|oracle|mssql|sql_?server|pyodbc|snowflake|bigquery|spanner|mongo|clickhouse|firebird|db2|ldap|"
+    r"salesforce|cassandra"
 )
 _FILE_WORDS = re.compile(r"sqlite|spatialite")
 _POOL_WORDS = re.compile(r"geventpool|postgrespool|conn_pool|connection_pool")
