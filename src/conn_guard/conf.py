@@ -69,17 +69,17 @@ def parse(raw: object) -> tuple[Settings, list[Problem]]:
     """Return the settings in *raw* and everything wrong with it; what is wrong keeps its default."""
     if not isinstance(raw, Mapping):
         hint = 'Write CONN_GUARD = {} or a dict of its keys, such as {"CLOSE": "auto"}.'
-        return Settings(), [Problem("E001", f"CONN_GUARD is {reprlib.repr(raw)}, not a dict.", hint)]
+        return Settings(), [Problem("E001", f"CONN_GUARD is {_shown(raw)}, not a dict.", hint)]
     values: dict[str, Any] = {}
     problems: list[Problem] = []
     for key, value in raw.items():
         if key not in _READERS:
-            problems.append(Problem("E002", f"CONN_GUARD[{key!r}] is not a setting of conn_guard.", _nearest(key)))
+            problems.append(Problem("E002", f"CONN_GUARD[{_shown(key)}] is not a setting of conn_guard.", _nearest(key)))
             continue
         try:
             values[key.lower()] = _READERS[key](value)
         except _WrongValueError as wrong:
-            message = f"CONN_GUARD[{key!r}] is {reprlib.repr(value)}, not {wrong.wanted}."
+            message = f"CONN_GUARD[{key!r}] is {_shown(value)}, not {wrong.wanted}."
             problems.append(Problem("E003", message, wrong.hint))
     return Settings(**values), problems
 
@@ -140,8 +140,15 @@ class _WrongValueError(Exception):
         self.hint = hint
 
 
+def _shown(value: object) -> str:
+    try:
+        return reprlib.repr(value)
+    except Exception:  # noqa: BLE001 - a value that can't be shown, such as an int of 5,000 digits, is wrong all the same
+        return f"a value of type {type(value).__name__}"
+
+
 def _nearest(key: object) -> str:
-    near = difflib.get_close_matches(str(key).upper(), KEYS, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key.upper(), KEYS, n=1, cutoff=0.6) if isinstance(key, str) else []
     return f"Did you mean {near[0]!r}?" if near else f"The keys are {', '.join(KEYS)}."
 
 

@@ -115,6 +115,12 @@ def test_parse_never_raises(raw):
     assert all(problem.message and problem.hint for problem in problems)
 
 
+def test_a_value_that_can_not_be_shown_is_wrong_all_the_same():
+    _, problems = parse({"REAP_IDLE_FOR": 10**5000, 10**5000: 1})
+    assert [problem.id for problem in problems] == ["E003", "E002"]
+    assert parse(10**5000)[1][0].id == "E001"
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("0.5s", 0.5), ("90s", 90), ("10m", 600), ("2h", 7200), ("1d", 86400), ("0", 0)]
 )
