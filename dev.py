@@ -218,13 +218,13 @@ class Cell(NamedTuple):
 
 
 def quick_cells() -> dict[Cell, list[str]]:
-    """Return three cells on servers other than the embedded one, the second with the oldest Django and the other driver."""
-    newest = "3.12" if find_python("3.12") else THIS_PYTHON
+    """Return three cells on servers other than the embedded one, the first with the oldest Django and the other driver."""
     oldest = "3.10" if find_python("3.10") else THIS_PYTHON
+    newest = "3.12" if find_python("3.12") else THIS_PYTHON
     django = PYTHONS.get(newest, ["6.1"])[-1]
     return {
-        Cell(newest, django, "psycopg", "14"): ["tests/postgres"],
-        Cell(oldest, "4.2", "psycopg2", "15"): ["tests/django", "tests/postgres"],
+        Cell(oldest, "4.2", "psycopg2", "14"): ["tests/django", "tests/postgres"],
+        Cell(newest, django, "psycopg", "15"): ["tests/postgres"],
         Cell(newest, django, "psycopg", "17"): ["tests/postgres"],
     }
 
@@ -237,7 +237,8 @@ def all_cells() -> Iterator[Cell]:
     for python, django in (("3.10", "4.2"), ("3.11", "5.2"), ("3.12", "6.0"), ("3.13", "6.1")):
         yield Cell(python, django, "psycopg2", "18")
     for postgres in list(POSTGRES)[:-1]:
-        yield Cell("3.12", "6.1", "psycopg", postgres)
+        # Django 6.1 refuses PostgreSQL 14.
+        yield Cell("3.12", "6.0" if postgres == "14" else "6.1", "psycopg", postgres)
         yield Cell("3.10", "4.2", "psycopg2", postgres)
     yield Cell("3.10", "cvat", "psycopg2", "15")
 
