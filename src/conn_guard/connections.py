@@ -319,7 +319,7 @@ class RequestScope:
         if _scope.get() is self:
             _scope.set(None)
         # A thread that lives on may hold this scope: it keeps no request and no connection alive.
-        del self.view
+        self.view = _over
         self.found.clear()
         self.found_in_transaction.clear()
 
@@ -338,6 +338,10 @@ class RequestScope:
             "Its connection is closed; in Django alone it would stay open, idle, until the garbage collector runs.",
             self.view(),
         )
+
+
+def _over() -> str:
+    return "A request that is over"
 
 
 _scope: contextvars.ContextVar[RequestScope | None] = contextvars.ContextVar("conn_guard_scope", default=None)
