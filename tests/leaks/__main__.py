@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     progress.add(outcome)
     matrix = rows(outcomes)
     progress.print_matrix(matrix)
+    if options.page is None and _is_whole(options):
+        options.page = PAGE
     if options.page:
         options.page.write_text(page.render(matrix, columns, skipped, requests=options.requests, rest=options.rest))
     return 1 if any(not outcome.kept for outcome in outcomes) else 0
@@ -88,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time (%(default)s)")
     parser.add_argument("--no-collector", action="store_true", help="switch Python's collector off in the servers")
     parser.add_argument("--results", type=Path, help="keep results in this file, and measure only what it doesn't hold")
-    parser.add_argument("--page", type=Path, help=f"write the page, such as {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--page", type=Path, help=f"write the page here; a whole run writes {PAGE.relative_to(ROOT)}")
     return parser
 
 
@@ -106,6 +108,11 @@ class _Choose(argparse.Action):
                 parser.error(f"{option_string}: {name!r} is none of {', '.join(self.known)}")
         before = getattr(namespace, self.dest)
         setattr(namespace, self.dest, names if before is self.default else [*before, *names])
+
+
+def _is_whole(options: argparse.Namespace) -> bool:
+    chosen = options.server or options.mechanism or options.setting
+    return not chosen and options.environment == list(ENVIRONMENTS) and {"django", "app", "middleware"} <= set(options.column)
 
 
 def _outcome(
