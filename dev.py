@@ -38,7 +38,8 @@ PYTHONS = {
     "3.13": ["4.2", "5.2", "6.0", "6.1"],
     "3.14": ["4.2", "5.2", "6.0", "6.1"],
 }
-CVAT = {"django": "4.2.6", "asgiref": "3.7.2", "uvicorn": "0.22.0", "psycopg2-binary": "2.9.5"}
+# Its uvicorn is too old for the other servers of the tests; `dev.py leaks` runs it in an environment of its own.
+CVAT = {"django": "4.2.6", "asgiref": "3.7.2", "psycopg2-binary": "2.9.5"}
 PSYCOPG3 = ["psycopg", "psycopg-binary", "psycopg-pool"]
 
 
