@@ -1,0 +1,60 @@
+"""Requests on the engine while the server ends sessions at rest: none of them fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import django
+import pytest
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+from local_postgres import LocalPostgres
+from tests.postgres import ended_sessions
+from tests.postgres.ended_sessions import SHAPES, Ended
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+REQUESTS = 300
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("kind", [None, "pool"], ids=["persistent", "pool"])
+def test_no_request_notices_that_its_session_was_ended_at_rest(make_engine, shape, kind):
+    if kind == "pool":
+        if django.VERSION < (5, 1) or not is_psycopg3:
+            pytest.skip("Django's pool came with 5.1, for psycopg 3")
+        alias = make_engine(options={"pool": {"min_size": 2, "max_size": ended_sessions.THREADS, "timeout": 20}})
+    else:
+        alias = make_engine(CONN_MAX_AGE=None)
+    assert shape(Ended(alias.name, alias.end_sessions), REQUESTS) == 0
+
+
+def test_plain_django_fails_here(make_engine):
+    """The load is worth something: without the engine, the same requests fail."""
+    alias = make_engine(CONN_MAX_AGE=None, engine="django.db.backends.postgresql")
+    two_queries = SHAPES["two queries half a second apart"]
+    assert two_queries(Ended(alias.name, alias.end_sessions), ended_sessions.THREADS) == ended_sessions.THREADS
+
+
+def test_a_restart_under_load_fails_only_the_requests_in_flight(make_engine):
+    with LocalPostgres(max_connections=20) as server:
+        alias = make_engine(CONN_MAX_AGE=None, HOST=server.host, PORT=str(server.port), USER="postgres", NAME="postgres")
+        done, inexcusable = ended_sessions.restart_under_load(alias.name, server.restart, threads=8, wanted=300)
+    assert inexcusable == []
+    assert done >= 300
+
+
+@pytest.mark.parametrize("idle_for", ["auto", "0.1"])
+def test_djangos_test_cases_and_clients_work_unchanged(idle_for):
+    environment = {**os.environ, "ENGINE_IDLE_FOR": idle_for, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    environment.pop("DJANGO_SETTINGS_MODULE", None)
+    command = [sys.executable, "-W", "error", "-m", "django", "test", "tests.postgres.engine_site"]
+    run = subprocess.run(
+        [*command, "--settings=tests.postgres.engine_site.settings", "--pattern=cases.py"],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "OK" in run.stderr
+    assert "Ran 9 tests" in run.stderr
