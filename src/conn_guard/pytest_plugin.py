@@ -107,8 +107,7 @@ class Opened:
         if wrapper is None or wrapper.connection is None or not self.is_latest:
             return self._is_dropped()
         return not (
-            getattr(wrapper.connection, "closed", False)
-            or wrapper.allow_thread_sharing
+            wrapper.allow_thread_sharing
             # Django never closes a database in memory.
             or (wrapper.vendor == "sqlite" and wrapper.is_in_memory_db())
             # A server's thread keeps what CONN_MAX_AGE says for as long as its client stays.
@@ -192,14 +191,14 @@ _WATCH = pytest.StashKey[Watch]()
 
 
 def _is_current(wrapper: Any) -> bool:
-    """Return whether *wrapper* is this thread's own connection, which Django keeps from test to test."""
+    """Return whether *wrapper* is this thread's own connection of its alias, which the tests' runner looks after."""
     from django.db import connections
 
     return any(each is wrapper for each in connections.all(initialized_only=True))
 
 
 def _is_on_server(leak: Opened) -> bool:
-    """Return whether the server still has the session; it may have ended it itself, and then nothing is left."""
+    """Return whether the server still has the session; where it ended it itself, nothing is left."""
     if leak.backend_pid is None or not leak.is_postgresql:
         return True
     from conn_guard import postgres

@@ -103,6 +103,8 @@ def test_every_leak_fails_its_test_and_shows_where_it_was_opened(run):
             "The test left 2 connections open.",
             "'default', *",
             "'lasting', *",
+            "* ERROR at teardown of test_the_second_of_two *",
+            "The test left a connection open.",
         ]
     )
     result.stdout.no_fnmatch_line('*File "*asgiref*')

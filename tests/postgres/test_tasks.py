@@ -34,6 +34,8 @@ POOLS = {
     "solo": "--pool solo",
     "gevent": "--pool gevent --concurrency 5",
 }
+# While one greenlet runs an event loop, Django takes the code of all others for asynchronous and refuses to query.
+REFUSED = ("gevent", "run_asyncio")
 RQ = {
     "rqworker": "django rqworker {queue}",
     "rqworker, simple": "django rqworker --worker-class rq.SimpleWorker {queue}",
@@ -104,7 +106,9 @@ def rq_worker(kind: str, folder: Path, redis: str, **environment: str) -> Iterat
 
             def result() -> object:
                 latest = job.latest_result()
-                return latest and (latest.return_value or latest.exc_string or True)
+                if latest is None:
+                    return None
+                return RuntimeError(latest.exc_string) if latest.exc_string else latest.return_value or True
 
             return result
 
@@ -138,7 +142,8 @@ def rq(request, redis_server, tmp_path_factory) -> Iterator[Worker]:
 
 @pytest.mark.parametrize("job", JOBS)
 def test_no_task_of_celery_leaves_a_session(celery, sessions, job):
-    celery.perform(job)
+    (result,) = celery.perform(job)
+    assert isinstance(result, Exception) == (job == "fail" or (celery.pool, job) == REFUSED), result
     until(lambda: not sessions(celery))
     (backend,) = celery.perform("query")
     assert isinstance(backend, int)
@@ -155,14 +160,14 @@ def test_an_eager_task_inside_a_task_leaves_the_connection_alone(celery, session
 
 
 def test_tasks_side_by_side_leave_no_session(celery, sessions):
-    # While one greenlet runs an event loop, Django takes the code of all others for asynchronous and refuses to query.
-    celery.perform(*[job for job in JOBS * 3 if not (celery.pool == "gevent" and job == "run_asyncio")])
+    celery.perform(*[job for job in JOBS * 3 if (celery.pool, job) != REFUSED])
     until(lambda: not sessions(celery))
 
 
 @pytest.mark.parametrize("job", [*JOBS, "coroutine"])
 def test_no_job_of_rq_leaves_a_session(rq, sessions, job):
-    rq.perform(job)
+    (result,) = rq.perform(job)
+    assert isinstance(result, Exception) == (job == "fail"), result
     until(lambda: not sessions(rq))
     (backend,) = rq.perform("query")
     assert isinstance(backend, int)
@@ -170,7 +175,7 @@ def test_no_job_of_rq_leaves_a_session(rq, sessions, job):
 
 def test_a_job_that_fails_fails_as_before(rq):
     (error,) = rq.perform("fail")
-    assert error.endswith("ValueError: on purpose\n")
+    assert str(error).endswith("ValueError: on purpose\n")
 
 
 def test_jobs_side_by_side_leave_no_session(rq, sessions):

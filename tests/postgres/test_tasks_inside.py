@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 pytest.importorskip("celery")
 pytest.importorskip("rq")
 
+from asgiref.sync import sync_to_async
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from django.db import connection
@@ -106,9 +108,11 @@ def test_a_worker_inside_a_test_case_leaves_its_transaction_alone(queue, job):
 def test_a_worker_in_the_tests_thread_closes_what_is_outside_transactions(queue, job):
     jobs.query()
     jobs.KEPT.clear()
-    queue().enqueue(job)
+    enqueued = queue().enqueue(job)
     SimpleWorker([queue()], connection=queue().connection).work(burst=True)
+    assert enqueued.is_failed == (job is jobs.fail), enqueued.latest_result().exc_string
     assert connection.connection is None
+    assert asyncio.run(sync_to_async(lambda: connection.connection)()) is None
     assert [kept.connection for kept in jobs.KEPT] == [None] * len(jobs.KEPT)
     assert jobs.query()
 

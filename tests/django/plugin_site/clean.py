@@ -56,6 +56,11 @@ def test_the_tests_own_connections():
     query("lasting")
 
 
+def test_the_tests_own_connection_without_pytest_djangos_care(django_db_setup, django_db_blocker):
+    with django_db_blocker.unblock():
+        query()
+
+
 @pytest.mark.django_db(transaction=True, databases="__all__")
 def test_a_thread_that_closes():
     in_thread(closing_connections(query))

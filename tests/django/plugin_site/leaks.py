@@ -65,6 +65,10 @@ def test_another_alias():
     in_living_thread(query, "lasting")
 
 
+def test_another_engine():
+    in_living_thread(query, "file")
+
+
 class Case(unittest.TestCase):
     def test_a_method_of_a_class(self):
         in_living_thread(query)

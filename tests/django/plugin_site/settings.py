@@ -21,6 +21,7 @@ DEFAULT = {
 DATABASES = {
     "default": DEFAULT,
     "lasting": {**DEFAULT, "CONN_MAX_AGE": None},
+    "file": {"ENGINE": "django.db.backends.sqlite3", "NAME": "file.sqlite3", "TEST": {"NAME": "test_file.sqlite3"}},
     "lite": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"},
 }
 try:

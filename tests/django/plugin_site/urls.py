@@ -8,7 +8,8 @@ from django.urls import path
 def query(request, alias):
     with connections[alias].cursor() as cursor:
         cursor.execute("SELECT 1")
-    return HttpResponse(b"queried")
+    # Without a length Django's server ends the connection of its client, and with it the thread.
+    return HttpResponse(b"queried", headers={"Content-Length": "7"})
 
 
 urlpatterns = [path("<alias>/", query)]

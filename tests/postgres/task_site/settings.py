@@ -4,6 +4,7 @@ from tests.settings import *  # noqa: F403
 from tests.settings import ADDRESS, env
 
 INSTALLED_APPS = ["conn_guard", "django_rq", "tests.postgres.task_site.apps.TaskSiteConfig"]
+MIDDLEWARE = ["conn_guard.middleware.ConnectionGuardMiddleware"]
 DATABASES = {
     "default": {**ADDRESS, "CONN_MAX_AGE": None, "OPTIONS": {"application_name": env("APPLICATION_NAME", default="task_site")}},
 }
