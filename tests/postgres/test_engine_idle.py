@@ -96,7 +96,7 @@ def test_the_limit_follows_the_settings(make_engine, settings, idle_for, max_age
     settings.CONN_GUARD = {"ENGINE_IDLE_FOR": idle_for}
     alias = make_engine(CONN_MAX_AGE=max_age)
     alias.query()
-    assert alias.wrapper._tenure.idle_for_s == seconds
+    assert alias.wrapper.tenure.idle_for_s == seconds
 
 
 def test_what_django_does_at_connect_is_not_state(make_engine, worker):

@@ -95,4 +95,4 @@ def test_what_is_closed_in_time_is_not_reported(guarded, reports, until, setting
 def test_nothing_is_recorded_where_no_report_is_wanted(guarded, settings):
     settings.CONN_GUARD = {}
     guarded.query()
-    assert guarded.wrapper._tenure.opener is None
+    assert guarded.wrapper.tenure.opener is None

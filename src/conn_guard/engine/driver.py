@@ -117,15 +117,20 @@ class _Psycopg2Wire(Wire):
             self.was_at_rest = self.was_at_rest and status == _UNKNOWN
             return self.was_at_rest
         self.was_at_rest = True
-        notices = raw.notices[-1:]
+        notices = _last(raw.notices)
         try:
             raw.poll()
         except DriverError:
             return True
-        if not raw.closed and raw.notices[-1:] == notices:
+        if not raw.closed and _last(raw.notices) == notices:
             return False
         raw.close()
         return True
+
+
+def _last(notices: Any) -> object:
+    # An application may put something of its own there, of which no more is known than that it can be appended to.
+    return notices[-1:] if isinstance(notices, list) else None
 
 
 def wire(raw: Any) -> Wire:

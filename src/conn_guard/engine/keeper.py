@@ -88,10 +88,16 @@ def _run(state: _State) -> None:
     while not state.stopping:
         wakes_at = _tend_all(state)
         try:
-            job = state.jobs.get(timeout=None if wakes_at == math.inf else max(0.0, wakes_at - time.monotonic()))
+            job = state.jobs.get(timeout=_seconds_until(wakes_at))
         except queue.Empty:
             continue
         _do(job)
+
+
+def _seconds_until(wakes_at: float) -> float | None:
+    if wakes_at == math.inf:
+        return None
+    return min(max(0.0, wakes_at - time.monotonic()), threading.TIMEOUT_MAX)
 
 
 def _tend_all(state: _State) -> float:

@@ -25,13 +25,13 @@ def _nothing() -> None:
 class Tenure:
     """Begins when a wrapper gets a driver connection, and ends when it closes it, drops it or is dropped itself."""
 
-    def __init__(self, wrapper: Any, wire: driver.Wire, *, idle_for_s: float, opener: Opener | None) -> None:
+    def __init__(self, wrapper: Any, wire: driver.Wire, *, idle_for_s: float) -> None:
         self.raw = wire.raw
         self.wire = wire
         self.pid = os.getpid()
         self.key = id(wrapper)
         self.idle_for_s = idle_for_s
-        self.opener = opener
+        self.opener: Opener | None = None
         self.used_at = time.monotonic()
         self.brisk_s = _BRISK_S
         self.asked_about: float | None = None
@@ -88,6 +88,10 @@ class Tenure:
             # It ended meanwhile: its connection may go, unless somebody is to learn of the loss.
             return not self.wire.is_dead() or pinned or self.made_state
         return True
+
+    def due_at(self) -> float:
+        """Return when this connection is idle for too long or held for too long, whichever comes first."""
+        return min(self.used_at + self.idle_for_s, self.opener.report_at if self.opener else math.inf)
 
     def report_if_held(self, now: float) -> float:
         """Report a connection that is held too long, once, and return when to come next."""

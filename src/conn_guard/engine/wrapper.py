@@ -19,17 +19,16 @@ from django.core import signals
 from django.db import Error, ProgrammingError
 from django.db import connections as django_connections
 from django.db.backends.base.base import NO_DB_ALIAS
-from django.db.backends.postgresql.base import CursorDebugWrapper
-from django.db.backends.utils import CursorWrapper
 
 from conn_guard import conf, connections, origins
 from conn_guard.engine import driver, keeper
+from conn_guard.engine.cursors import Cursor, DebugCursor
 from conn_guard.engine.leaks import Opener
-from conn_guard.engine.statements import KEPT_CHARACTERS, Leaves, remember
 from conn_guard.engine.tenure import Tenure
 
 if TYPE_CHECKING:
-    from django.db.backends.postgresql.base import DatabaseWrapper
+    from django.db.backends.postgresql.base import CursorDebugWrapper, DatabaseWrapper
+    from django.db.backends.utils import CursorWrapper
 
     class _Base(DatabaseWrapper):
         """What Django's wrapper has and its stubs leave out."""
@@ -50,6 +49,8 @@ else:
 
 # Seconds for which "auto" keeps an unused connection that CONN_MAX_AGE does not keep at all.
 _AUTO_IDLE_S = 60.0
+# A limit near zero would keep the keeper busy for nothing.
+_LEAST_IDLE_S = 0.01
 _ATTEMPTS = 3
 # Every query pays for these.
 _getpid = os.getpid
@@ -65,8 +66,8 @@ class Guarded(_Base):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn_guard_pins = 0
-        self._guard = threading.RLock()
-        self._tenure: Tenure | None = None
+        self.guard = threading.RLock()
+        self.tenure: Tenure | None = None
         connections.own_from_birth(self)
 
     # Connecting
@@ -103,9 +104,7 @@ class Guarded(_Base):
                 wire.give_back()
                 raw = super().get_new_connection(conn_params)
                 wire = driver.wire(raw)
-        held_for = conf.current().report_held_for
-        opener = Opener(self.alias, raw.info.backend_pid, held_for.total_seconds()) if held_for else None
-        self._tenure = Tenure(self, wire, idle_for_s=self._idle_for_s(), opener=opener)
+        self.tenure = Tenure(self, wire, idle_for_s=self._idle_for_s())
         return raw
 
     def connect(self) -> None:
@@ -115,7 +114,7 @@ class Guarded(_Base):
                 self._connected()
                 return
             except BaseException as error:
-                tenure = self._tenure
+                tenure = self.tenure
                 died = tenure is not None and tenure.wire.is_dead() and isinstance(error, (Error, driver.DriverError))
                 # Half made, without its role or its time zone, it must not serve the next query as if nothing had been.
                 with contextlib.suppress(Exception):
@@ -125,31 +124,33 @@ class Guarded(_Base):
                     raise
 
     def _connected(self) -> None:
-        tenure = self._tenure
+        tenure = self.tenure
         if tenure is not None:
             tenure.connected(
                 role=self.settings_dict["OPTIONS"].get("assume_role"),
                 timezone=self.timezone_name,
                 isolation=self.isolation_level.name.replace("_", " ").lower(),
             )
+            held_for = conf.current().report_held_for
+            if held_for is not None:
+                tenure.opener = Opener(self.alias, tenure.raw.info.backend_pid, held_for.total_seconds())
             tenure.used_at = _monotonic()
-            due_at = min(tenure.used_at + tenure.idle_for_s, tenure.opener.report_at if tenure.opener else math.inf)
-            keeper.keep(tenure.key, self, due_at=due_at, has_jobs=tenure.wire.pool is not None)
+            keeper.keep(tenure.key, self, due_at=tenure.due_at(), has_jobs=tenure.wire.pool is not None)
 
     def _idle_for_s(self) -> float:
         idle_for = conf.current().engine_idle_for
         if isinstance(idle_for, timedelta):
-            return idle_for.total_seconds()
+            return max(idle_for.total_seconds(), _LEAST_IDLE_S)
         max_age: float | None = self.settings_dict["CONN_MAX_AGE"]
         if idle_for is None or max_age is None:
             return math.inf
-        return max_age or _AUTO_IDLE_S
+        return max(max_age, _LEAST_IDLE_S) if max_age > 0 else _AUTO_IDLE_S
 
     # Before use
 
     def ensure_connection(self) -> None:
-        with self._guard:
-            tenure = self._tenure
+        with self.guard:
+            tenure = self.tenure
             if tenure is not None:
                 if tenure.pid != _getpid():
                     self.leave_to_parent()
@@ -163,7 +164,7 @@ class Guarded(_Base):
 
     def replace_if_ended(self) -> bool:
         """Close a connection whose session has ended, unless something would be lost by going on with another."""
-        tenure = self._tenure
+        tenure = self.tenure
         if (
             tenure is None
             or not tenure.is_connected
@@ -176,28 +177,31 @@ class Guarded(_Base):
         ):
             return False
         tenure.replaced = True
+        # An open cursor must notice at once, however short it rests.
+        tenure.brisk_s = -math.inf
         self.close()
         return True
 
     def close_if_health_check_failed(self) -> None:
+        # Django would look for the pool first, with every query.
         if self.health_check_enabled and not self.health_check_done:
             super().close_if_health_check_failed()
 
     def _cursor(self, name: str | None = None) -> CursorWrapper:
-        with self._guard:
+        with self.guard:
             cursor = super()._cursor(name)
-            if self._tenure is not None:
-                self._tenure.opened(cursor.cursor)
+            if self.tenure is not None:
+                self.tenure.opened(cursor.cursor)
             return cursor
 
     def make_cursor(self, cursor: Any) -> CursorWrapper:
-        watched = _Cursor(cursor, self)
-        watched.tenure = self._tenure
+        watched = Cursor(cursor, self)
+        watched.tenure = self.tenure
         return watched
 
     def make_debug_cursor(self, cursor: Any) -> CursorDebugWrapper:
-        watched = _DebugCursor(cursor, self)
-        watched.tenure = self._tenure
+        watched = DebugCursor(cursor, self)
+        watched.tenure = self.tenure
         return watched
 
     def get_autocommit(self) -> bool:
@@ -205,26 +209,26 @@ class Guarded(_Base):
         return self.autocommit if self.connection is not None else super().get_autocommit()
 
     def set_autocommit(self, *args: Any, **kwargs: Any) -> None:
-        with self._guard:
+        with self.guard:
             super().set_autocommit(*args, **kwargs)
 
     # After use
 
     def close(self) -> None:
-        with self._guard:
-            if self._tenure is not None and self._tenure.pid != os.getpid():
+        with self.guard:
+            if self.tenure is not None and self.tenure.pid != os.getpid():
                 self.leave_to_parent()
             super().close()
 
     def _close(self) -> None:
-        tenure, self._tenure = self._tenure, None
+        tenure, self.tenure = self.tenure, None
         if tenure is not None:
             tenure.end()
         super()._close()
 
     def close_if_unusable_or_obsolete(self) -> None:
-        with self._guard:
-            if self._tenure is not None and self._tenure.pid != os.getpid():
+        with self.guard:
+            if self.tenure is not None and self.tenure.pid != os.getpid():
                 self.leave_to_parent()
             if self.connection is None or self.replace_if_ended():
                 return
@@ -238,13 +242,13 @@ class Guarded(_Base):
 
     def tend(self, now: float) -> float:
         """Report and close what is due at *now*, and return when to come next."""
-        tenure = self._tenure
+        tenure = self.tenure
         return math.inf if tenure is None else min(tenure.report_if_held(now), self._close_if_idle(tenure, now))
 
     def leave_to_parent(self) -> None:
         """In a forked child: forget the session, which is the parent's."""
-        self._guard = threading.RLock()
-        tenure, self._tenure = self._tenure, None
+        self.guard = threading.RLock()
+        tenure, self.tenure = self.tenure, None
         if tenure is not None:
             tenure.leave_to_parent()
             self.connection = None
@@ -259,10 +263,10 @@ class Guarded(_Base):
             return idle_at
         # Whatever spares it now: if it were used at this moment, it would be idle then, and not before.
         again_at = now + tenure.idle_for_s
-        if tenure.asked_about == tenure.used_at or not self._guard.acquire(blocking=False):
+        if tenure.asked_about == tenure.used_at or not self.guard.acquire(blocking=False):
             return again_at
         try:
-            if self._tenure is not tenure or tenure.used_at + tenure.idle_for_s > now or not self._is_at_rest(tenure):
+            if self.tenure is not tenure or tenure.used_at + tenure.idle_for_s > now or not self._is_at_rest(tenure):
                 return again_at
             tenure.asked_about = tenure.used_at
             # Behind a pooler that shares sessions nothing can be held, and the question would reach somebody else's.
@@ -271,7 +275,7 @@ class Guarded(_Base):
                 return again_at
             connections.close_unused(self)
         finally:
-            self._guard.release()
+            self.guard.release()
         return math.inf
 
     def _is_at_rest(self, tenure: Tenure) -> bool:
@@ -285,68 +289,6 @@ class Guarded(_Base):
             and not tenure.has_open_cursor()
             and tenure.wire.is_at_rest()
         )
-
-
-class _Watched(CursorWrapper):
-    """A cursor whose statements the engine sees, and which looks before each of them."""
-
-    db: Guarded
-
-    tenure: Tenure | None = None
-
-    def execute(self, sql: Any, params: Any = None) -> Any:
-        tenure = self._about_to_run(sql)
-        try:
-            return super().execute(sql, params)
-        finally:
-            if tenure is not None:
-                tenure.used_at = _monotonic()
-
-    def executemany(self, sql: Any, param_list: Any) -> Any:
-        tenure = self._about_to_run(sql)
-        try:
-            return super().executemany(sql, param_list)
-        finally:
-            if tenure is not None:
-                tenure.used_at = _monotonic()
-
-    def callproc(self, procname: Any, params: Any = None, kparams: Any = None) -> Any:
-        self._about_to_run(f"{procname}(")
-        return super().callproc(procname, params, kparams)
-
-    def _about_to_run(self, sql: Any) -> Tenure | None:
-        tenure = self.tenure
-        if tenure is not None:
-            if tenure.replaced or self.db.errors_occurred or _monotonic() - tenure.used_at > tenure.brisk_s:
-                tenure = self._look_again(tenure)
-            if type(sql) is not str or len(sql) > KEPT_CHARACTERS or remember(sql) is not Leaves.NOTHING:
-                tenure.runs(sql)
-        return tenure
-
-    def _look_again(self, tenure: Tenure) -> Tenure:
-        """Move to the session that took the place of an ended one, so that a cursor may rest between two statements."""
-        db = self.db
-        if db._tenure is tenure and not db.in_atomic_block:
-            db.replace_if_ended()
-        if not tenure.replaced or getattr(self.cursor, "name", None):
-            return tenure
-        with db._guard:
-            db.ensure_connection()
-            with db.wrap_database_errors:
-                self.cursor = db.create_cursor()
-            self.tenure = db._tenure
-            if self.tenure is None:
-                return tenure
-            self.tenure.opened(self.cursor)
-            return self.tenure
-
-
-class _Cursor(_Watched):
-    pass
-
-
-class _DebugCursor(_Watched, CursorDebugWrapper):
-    pass
 
 
 def _leave_pools_to_parent() -> None:
@@ -364,7 +306,7 @@ def _revive(sender: Any, **kwargs: object) -> None:
 
     Not under the test client, whose caller may still be in that block.
     """
-    if sender.__module__ == "django.test.client":
+    if getattr(sender, "__module__", "") == "django.test.client":
         return
     for wrapper in django_connections.all(initialized_only=True):
         if isinstance(wrapper, Guarded) and wrapper.closed_in_transaction and not wrapper._thread_sharing_count:
