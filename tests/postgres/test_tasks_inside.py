@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 
 import pytest
@@ -17,7 +18,7 @@ from django.db import connection
 from django.http import JsonResponse
 from django.urls import path
 from redis import Redis
-from rq import Queue, SimpleWorker
+from rq import Queue, SimpleWorker, Worker
 
 import conn_guard.contrib.celery
 import conn_guard.contrib.rq
@@ -126,7 +127,19 @@ def test_a_worker_of_celery_in_a_thread_closes_at_the_end_of_a_task(ask):
 
 
 def test_importing_twice_wraps_once():
-    before = conn_guard.contrib.rq._base.perform_job
+    before = SimpleWorker.perform_job
     importlib.reload(conn_guard.contrib.rq)
-    assert conn_guard.contrib.rq._base.perform_job is before
-    assert not hasattr(before.__wrapped__, "__wrapped__")
+    assert SimpleWorker.perform_job is before
+
+
+def test_what_a_tracer_wrapped_before_is_wrapped_too(monkeypatch):
+    plain = SimpleWorker.perform_job.__wrapped__
+
+    @functools.wraps(plain)
+    def traced(*args):
+        return plain(*args)
+
+    monkeypatch.setattr(Worker, "perform_job", traced)
+    importlib.reload(conn_guard.contrib.rq)
+    assert Worker.perform_job.__wrapped__ is traced
+    assert SimpleWorker.perform_job.closes_connections

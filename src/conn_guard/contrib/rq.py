@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from rq.worker import Worker
+from rq.worker import SimpleWorker, Worker
 
 from conn_guard import connections
 from conn_guard.connections import JobScope
@@ -25,11 +25,12 @@ def _closing(perform_job: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             scope.finish()
 
+    vars(perform)["closes_connections"] = True
     return perform
 
 
 connections.watch()
-# From RQ 3 on BaseWorker defines it, before that Worker: either is the base of every class of worker.
-_base: Any = next(each for each in Worker.__mro__ if "perform_job" in vars(each))
-if not hasattr(_base.perform_job, "__wrapped__"):  # Reloaded: once is enough.
-    _base.perform_job = _closing(_base.perform_job)
+# From RQ 3 on BaseWorker defines it, before that Worker; a tracer may have wrapped it in any class of workers before us.
+for _worker in {each for worker in (Worker, SimpleWorker) for each in worker.__mro__ if "perform_job" in vars(each)}:
+    if not hasattr(_worker.perform_job, "closes_connections"):
+        _worker.perform_job = _closing(_worker.perform_job)
