@@ -34,7 +34,8 @@ SELECT pg_catalog.set_config('search_path', 'pg_catalog', false),
        pg_catalog.set_config('lock_timeout', '5s', false),
        pg_catalog.set_config('idle_in_transaction_session_timeout', '10s', false),
        pg_catalog.set_config('idle_session_timeout', '0', false),
-       pg_catalog.set_config('plan_cache_mode', 'force_generic_plan', false)
+       pg_catalog.set_config('plan_cache_mode', 'force_generic_plan', false),
+       pg_catalog.set_config('conn_guard.sent', '', false)
 """
 
 # session_user, not current_user: whoever logged in is who the sessions of the application belong to.
@@ -92,20 +93,32 @@ JOIN pg_class c ON c.relnamespace = n.oid AND c.relpersistence = 't'
 # somebody else by now. An unchanged state_change says that it has not stirred since. wait_event is the one column that is
 # read live, so it catches a session that woke after the row was cached. The function with a pid, not the view: the view
 # forms every row before the first signal is sent. Prepared in SQL, which is the same for both drivers, because parsing and
-# planning would cost more than the look itself.
+# planning would cost more than the look itself. Whether the signal was sent is noted in a setting of our session, which is
+# kept by each commit, so that a refusal further on can't take it away.
 PREPARE_SIGNAL = """
 PREPARE conn_guard_signal (int, bigint, bigint, text) AS
-SELECT pg_terminate_backend(a.pid)
-FROM pg_stat_get_activity($1) AS a
-WHERE a.pid <> pg_backend_pid()
-  AND a.backend_type = 'client backend'
-  AND a.backend_start = timestamptz 'epoch' + $2 * interval '1 microsecond'
-  AND a.state_change = timestamptz 'epoch' + $3 * interval '1 microsecond'
-  AND a.state = $4
-  AND (a.state <> 'idle' OR a.xact_start IS NULL AND a.backend_xid IS NULL AND a.backend_xmin IS NULL)
-  AND a.wait_event_type = 'Client' AND a.wait_event = 'ClientRead'
+SELECT set_config('conn_guard.sent', current_setting('conn_guard.sent') || CASE WHEN (
+    SELECT pg_terminate_backend(a.pid)
+    FROM pg_stat_get_activity($1) AS a
+    WHERE a.pid <> pg_backend_pid()
+      AND a.backend_type = 'client backend'
+      AND a.backend_start = timestamptz 'epoch' + $2 * interval '1 microsecond'
+      AND a.state_change = timestamptz 'epoch' + $3 * interval '1 microsecond'
+      AND a.state = $4
+      AND (a.state <> 'idle' OR a.xact_start IS NULL AND a.backend_xid IS NULL AND a.backend_xmin IS NULL)
+      AND a.wait_event_type = 'Client' AND a.wait_event = 'ClientRead'
+) THEN 'y' ELSE 'n' END, false)
 """
-SIGNAL = "EXECUTE conn_guard_signal (%(pid)s, %(backend_start)s, %(state_change)s, %(state)s)"
+# The explicit transaction is what ends the cached copy of all rows, also where one message holds several of these.
+SIGNAL = "; BEGIN; EXECUTE conn_guard_signal (%s, %s, %s, %s); COMMIT"
+# The note begins with the number of its message: one that was refused before it could begin would show the last one's.
+BEGIN_NOTE = "BEGIN; SELECT set_config('conn_guard.sent', %s, false); COMMIT"
+READ_NOTE = "SELECT current_setting('conn_guard.sent')"
+ROLLBACK = "ROLLBACK"
+
+SIGNALS_A_MESSAGE = 5
+"""Victims that share one round trip: on a busy machine the waiting for each other costs more than the work. More of them
+would die at the same time, and their clients would go on sending to sessions that have no processor yet to say goodbye."""
 
 STILL_THERE = """
 SELECT a.pid, (extract(epoch FROM a.backend_start) * 1000000)::bigint
@@ -240,6 +253,7 @@ class Server:
         """Open a session for *alias*; *pooled* says that the project declared a pooler in session mode."""
         self._connection = _connect(alias)
         self._is_pooled = False
+        self._messages = 0
         try:
             self._refuse_pooler(pooled=pooled)
             if self._connection.pg_version < 140000:
@@ -271,25 +285,32 @@ class Server:
             for each in sessions
         ]
 
-    def signal(self, session: Session) -> bool:
-        """End *session* if it still rests as it was listed; return whether a signal was sent.
+    def signal(self, sessions: Sequence[Session]) -> list[bool | Error]:
+        """End those of *sessions* that still rest as they were listed.
 
-        Raises InTransactionError in an atomic block, django.db.Error where the server refuses, LostError where it has gone.
+        Returns for each whether a signal was sent, or the error with which the server refused. Raises InTransactionError in
+        an atomic block, and LostError where our own session ended.
         """
         if self._connection.in_atomic_block or not self._connection.get_autocommit():
             raise InTransactionError("A session is signalled in a transaction of its own, never inside an atomic block.")
-        if session.backend_start is None or session.state_change is None or session.state is None:
-            return False
-        rows = self._rows(
-            SIGNAL,
-            {
-                "pid": session.pid,
-                "backend_start": _microseconds(session.backend_start),
-                "state_change": _microseconds(session.state_change),
-                "state": session.state.value,
-            },
-        )
-        return bool(rows and rows[0][0])
+        answers: list[bool | Error] = []
+        while len(answers) < len(sessions):
+            answers += self._signal(sessions[len(answers) :][:SIGNALS_A_MESSAGE])
+        return answers
+
+    def _signal(self, sessions: Sequence[Session]) -> list[bool | Error]:
+        """Signal *sessions* in one message, and return the answers up to the first refusal."""
+        self._messages += 1
+        note = f"{self._messages}:"
+        parameters = [note, *(value for session in sessions for value in _signal_parameters(session))]
+        refused: list[bool | Error] = []
+        try:
+            self._run(BEGIN_NOTE + SIGNAL * len(sessions), parameters)
+        except Error as error:
+            self._run(ROLLBACK)
+            refused = [error]
+        (told,) = self._row(READ_NOTE)
+        return [*(answer == "y" for answer in told[len(note) :] if told.startswith(note)), *refused]
 
     def still_there(self, sessions: Iterable[Session]) -> list[Session]:
         """Return those of *sessions* that have not left yet."""
@@ -348,7 +369,7 @@ class Server:
     def _rows(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[Any]:
         return self._run(statement, parameters) or []
 
-    def _run(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[Any] | None:
+    def _run(self, statement: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None) -> list[Any] | None:
         if self._connection.connection is None:
             raise LostError("the session was closed")
         try:
@@ -382,8 +403,13 @@ def _instant(microseconds: int | None) -> datetime | None:
     return None if microseconds is None else _EPOCH + microseconds * _MICROSECOND
 
 
-def _microseconds(instant: datetime) -> int:
-    return (instant - _EPOCH) // _MICROSECOND
+def _microseconds(instant: datetime | None) -> int | None:
+    return None if instant is None else (instant - _EPOCH) // _MICROSECOND
+
+
+def _signal_parameters(session: Session) -> tuple[int, int | None, int | None, str | None]:
+    state = session.state.value if session.state else None
+    return session.pid, _microseconds(session.backend_start), _microseconds(session.state_change), state
 
 
 def _session(row: Sequence[Any]) -> Session:

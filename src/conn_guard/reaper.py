@@ -18,7 +18,16 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, InterfaceError, OperationalError, connections
 
 from conn_guard.policy import ANY_USER, Policy, Verdict, judge, keep_recent
-from conn_guard.postgres import Identity, LostError, PooledError, Server, TooOldError, sqlstate, words
+from conn_guard.postgres import (
+    SIGNALS_A_MESSAGE,
+    Identity,
+    LostError,
+    PooledError,
+    Server,
+    TooOldError,
+    sqlstate,
+    words,
+)
 from conn_guard.reports import (
     Action,
     Exit,
@@ -167,30 +176,30 @@ class Reaper:
         return self._act(server, report, judged, at_most)
 
     def _act(self, server: Server, report: Report, judged: Sequence[tuple[Session, Verdict]], at_most: int | None) -> Report:
-        due = sum(verdict is Verdict.REAP for _, verdict in judged)
-        done = met = 0
-        outcomes: list[Outcome] = []
-        lost: LostError | None = None
-        for session, verdict in judged:
-            if verdict is not Verdict.REAP:
-                outcomes.append(_undone(session, verdict))
-                continue
-            if done == at_most:
-                outcomes.append(_undone(session, Verdict.MAX))
-            elif self._orders.dry_run or self._stop.signum is not None or lost:
-                outcomes.append(_undone(session, verdict))
+        fates: list[Outcome] = []
+        failure = None
+        due = [session for session, verdict in judged if verdict is Verdict.REAP]
+        while left := due[len(fates) :]:
+            spent = sum(each.action in (Action.SIGNALLED, Action.WOULD_SIGNAL) for each in fates)
+            batch = left[: SIGNALS_A_MESSAGE if at_most is None else min(SIGNALS_A_MESSAGE, at_most - spent)]
+            if not batch:
+                fates += [_undone(session, Verdict.MAX) for session in left]
+            elif self._orders.dry_run or self._stop.signum is not None or failure:
+                fates += [_undone(session, Verdict.REAP) for session in batch]
             else:
                 try:
-                    outcomes.append(_signal(server, session))
+                    fates += map(_outcome, batch, server.signal(batch))
                 except LostError as error:
-                    lost = error
-                    outcomes.append(Outcome(session, Action.FAILED, "connection_lost"))
-            done += outcomes[-1].action in (Action.SIGNALLED, Action.WOULD_SIGNAL)
-            met += 1
-            self._progress(met, due)
-        report = replace(report, outcomes=outcomes)
-        if lost:
-            return self._unverified(report, self._lost(lost), Exit.UNREACHABLE)
+                    failure = self._lost(error)
+                    fates += [Outcome(session, Action.FAILED, "connection_lost") for session in batch]
+            self._progress(len(fates), len(due))
+        of_due = iter(fates)
+        report = replace(
+            report,
+            outcomes=[next(of_due) if verdict is Verdict.REAP else _undone(session, verdict) for session, verdict in judged],
+        )
+        if failure:
+            return self._unverified(report, failure, Exit.UNREACHABLE)
         return self._verify(server, report)
 
     def _verify(self, server: Server, report: Report) -> Report:
@@ -297,13 +306,11 @@ def write_metrics(path: Path, reports: Iterable[Report]) -> None:
     os.replace(file.name, path)
 
 
-def _signal(server: Server, session: Session) -> Outcome:
-    try:
-        sent = server.signal(session)
-    except Error as error:
-        reason = {"42501": "permission_denied", "57014": "statement_timeout"}.get(sqlstate(error) or "", "error")
+def _outcome(session: Session, answer: bool | Error) -> Outcome:  # noqa: FBT001 - an answer, no flag
+    if isinstance(answer, Error):
+        reason = {"42501": "permission_denied", "57014": "statement_timeout"}.get(sqlstate(answer) or "", "error")
         return Outcome(session, Action.FAILED, reason)
-    return Outcome(session, Action.SIGNALLED) if sent else _undone(session, Verdict.MOVED_ON)
+    return Outcome(session, Action.SIGNALLED) if answer else _undone(session, Verdict.MOVED_ON)
 
 
 def _undone(session: Session, verdict: Verdict) -> Outcome:

@@ -9,10 +9,10 @@ from datetime import timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connections, transaction
+from django.db import DataError, connections, transaction
 
 from conn_guard.policy import Policy, Verdict, judge
-from conn_guard.postgres import InTransactionError, Server
+from conn_guard.postgres import BEGIN_NOTE, READ_NOTE, SIGNAL, InTransactionError, Server, _signal_parameters
 from conn_guard.reaper import Orders, Reaper
 from conn_guard.reports import Action
 from conn_guard.sessions import State
@@ -271,9 +271,9 @@ def test_a_session_that_moved_since_listed_is_spared(session_factory, server, li
     session = session_factory()
     before = listed()
     session.execute("SELECT 1")
-    assert not server.signal(before)
+    assert server.signal([before]) == [False]
     assert alive(session)
-    assert server.signal(listed())
+    assert server.signal([listed()]) == [True]
     until(lambda: not alive(session))
 
 
@@ -300,7 +300,7 @@ def test_a_pid_that_was_reused_is_spared(session_factory, server, listed, alive)
     now = listed()
     # Whoever had the pid before started earlier and rested just as long.
     before = replace(now, backend_start=now.backend_start - timedelta(microseconds=1))
-    assert not server.signal(before)
+    assert server.signal([before]) == [False]
     assert alive(session)
 
 
@@ -308,7 +308,7 @@ def test_a_transaction_that_began_unseen_is_spared(session_factory, server, list
     session = session_factory()
     session.execute("BEGIN")
     claimed = replace(listed(), state=listed().state.IDLE)
-    assert not server.signal(claimed)
+    assert server.signal([claimed]) == [False]
     assert alive(session)
 
 
@@ -320,7 +320,7 @@ def test_a_session_that_still_sends_its_answer_is_spared(address, application_na
         assert (session.state, session.waits_for_client) == (State.IDLE, False)
         policy = Policy(idle_for=timedelta(0), login_role=session.user, database=session.database)
         assert judge(session, policy) is Verdict.ACTIVE
-        assert not server.signal(session)
+        assert server.signal([session]) == [False]
         assert alive(client)
     finally:
         client.close()
@@ -348,19 +348,58 @@ def _settled(ask, pid):
     return rows[0] if rows and rows[0][1] else None
 
 
+def test_each_victim_of_a_message_is_looked_at_afresh(session_factory, server, listed, alive, ask):
+    """Whoever wakes while another is signalled is spared, because each has a transaction of its own."""
+    session = session_factory()
+    before = listed()
+    look, wait = "SELECT count(*) FROM pg_stat_activity", "SELECT pg_sleep(0.5)"
+    parameters = ["1:", *_signal_parameters(before)]
+
+    def wake():
+        until(lambda: ask("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE %s", [f"%{look}%"]))
+        session.execute("SELECT 'awake'")
+
+    thread = threading.Thread(target=wake)
+    thread.start()
+    server._run(f"{BEGIN_NOTE}; BEGIN; {look}; COMMIT; {wait}{SIGNAL}", parameters)
+    thread.join()
+    assert server._rows(READ_NOTE) == [("1:n",)]
+    assert alive(session)
+
+
+def test_a_refusal_takes_no_answer_from_those_before_and_gives_none_to_those_after(session_factory, server, application_name):
+    for _ in range(12):
+        session_factory()
+    listed = [each for each in server.list_sessions() if each.application_name == application_name]
+    # A pid that is no number of the server's raises an error where a superuser's session would.
+    broken = replace(listed[7], pid=2**40)
+    answers = server.signal([*listed[:7], broken, *listed[8:]])
+    assert [answer is True for answer in answers] == [True] * 7 + [False] + [True] * 4
+    assert isinstance(answers[7], DataError)
+
+
+def test_a_message_that_is_refused_as_a_whole_repeats_no_old_answers(session_factory, server, application_name, monkeypatch):
+    session_factory(), session_factory()
+    one, two = (each for each in server.list_sessions() if each.application_name == application_name)
+    assert server.signal([one]) == [True]
+    monkeypatch.setattr("conn_guard.postgres.BEGIN_NOTE", f"SELECT 1 / 0; {BEGIN_NOTE}")
+    (answer,) = server.signal([two])
+    assert isinstance(answer, DataError)
+
+
 def test_a_session_that_has_gone_is_no_failure(session_factory, server, listed, alive):
     session = session_factory()
     gone = listed()
     session.close()
     until(lambda: not alive(session))
-    assert not server.signal(gone)
+    assert server.signal([gone]) == [False]
 
 
 def test_a_signal_refuses_to_be_sent_inside_a_transaction(session_factory, server, listed, alive):
     session = session_factory()
     server._connection.set_autocommit(False)
     with pytest.raises(InTransactionError):
-        server.signal(listed())
+        server.signal([listed()])
     assert alive(session)
 
 

@@ -44,14 +44,20 @@ def before_signal(monkeypatch):
     def arrange(number, happens):
         send, count = Server.signal, itertools.count(1)
 
-        def happens_and_send(self, session):
+        def happens_and_send(self, sessions):
             if next(count) == number:
                 happens(self)
-            return send(self, session)
+            return send(self, sessions)
 
         monkeypatch.setattr(Server, "signal", happens_and_send)
+        one_a_message(monkeypatch)
 
     return arrange
+
+
+def one_a_message(monkeypatch):
+    """Let a signal share its message with no other, so that what happens to the message happens to one session."""
+    monkeypatch.setattr("conn_guard.reaper.SIGNALS_A_MESSAGE", 1)
 
 
 def rest(server, count):
@@ -111,6 +117,7 @@ def test_a_connection_that_is_cut_ends_nobody_else(server, monkeypatch, method):
             return whole(self, *args)
 
         monkeypatch.setattr(Server, method, cut_and_go_on)
+        one_a_message(monkeypatch)
         run = reap(*arguments)
     assert run.exit_code == 5
     until(lambda: not server.reapers())
@@ -149,14 +156,18 @@ def test_a_reaper_that_is_itself_terminated_says_so(server, before_signal):
 # Time
 
 
-def test_a_signal_that_takes_too_long_is_a_failure_and_the_rest_go_on(server, before_signal):
+def test_a_signal_that_takes_too_long_is_a_failure_and_the_rest_go_on(server, monkeypatch):
     sessions, arguments = rest(server, 3)
+    run_statement = Server._run
 
-    def overrun(own):
-        own._run("SET statement_timeout = '50ms'")
-        own._run("SELECT pg_sleep(10)")
+    def overrun(self, statement, parameters=None):
+        if parameters and "2:" in parameters:
+            statement = f"SELECT pg_sleep(10); {statement}"
+        return run_statement(self, statement, parameters)
 
-    before_signal(2, overrun)
+    one_a_message(monkeypatch)
+    monkeypatch.setattr(Server, "_run", overrun)
+    monkeypatch.setattr(postgres, "PREPARE", postgres.PREPARE.replace("'10s'", "'1s'"))
     with server.alias():
         run = reap(*arguments)
     fates = [run.fate(session) for session in sessions]
