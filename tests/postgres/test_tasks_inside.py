@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
+import logging
 
 import pytest
 
@@ -35,6 +36,16 @@ def calls_a_task(request):
 
 
 urlpatterns = [path("calls-a-task/", calls_a_task)]
+
+
+@pytest.fixture(autouse=True)
+def _root_logger():
+    """Celery's worker sets up the root logger of its process, which is ours."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture
