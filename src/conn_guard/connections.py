@@ -52,7 +52,7 @@ def _own(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
             return
         scope = _scope.get()
         if scope is not None:
-            scope.opened[connection] = threading.get_ident()
+            scope.add(connection)
         if not conf.current().close_with_owner:
             return
         loop = _running_loop()
@@ -262,7 +262,8 @@ class RequestScope:
         """Begin a request. *view* names it. *keep_persistent*: what CONN_MAX_AGE keeps stays open. *close_found*: what the
         request found open is closed as well.
         """
-        self.opened: WeakKeyDictionary[BaseDatabaseWrapper, int] = WeakKeyDictionary()
+        # Weak: a copy that the request drops is not kept open for it. Made when needed: most requests open little or nothing.
+        self.opened: WeakKeyDictionary[BaseDatabaseWrapper, int] | None = None
         self.found: set[BaseDatabaseWrapper] = set()
         self.found_in_transaction: set[BaseDatabaseWrapper] = set()
         self.view = view
@@ -270,6 +271,12 @@ class RequestScope:
         self.close_found = close_found
         self.finished = False
         _scope.set(self)
+
+    def add(self, wrapper: BaseDatabaseWrapper) -> None:
+        """Note that the request opened *wrapper* on this thread."""
+        if self.opened is None:
+            self.opened = WeakKeyDictionary()
+        self.opened[wrapper] = threading.get_ident()
 
     def look(self) -> None:
         """Note what is open on this thread before the request runs on it."""
@@ -281,9 +288,11 @@ class RequestScope:
 
     def end(self) -> None:
         """Close what the request leaves on this thread; what it found in a transaction is not its own to end."""
+        if not self.opened and not self.found:
+            return
         here = threading.get_ident()
-        opened = [wrapper for wrapper, ident in list(self.opened.items()) if ident == here]
-        for wrapper in {*opened, *self.found} - self.found_in_transaction:
+        opened = {wrapper for wrapper, ident in self._opened() if ident == here}
+        for wrapper in (opened | self.found) - self.found_in_transaction:
             if wrapper.connection is None or _is_lent(wrapper):
                 continue
             if in_transaction(wrapper):
@@ -291,9 +300,10 @@ class RequestScope:
                 logger.warning(message, self.view(), wrapper.alias)
                 _close(wrapper)
                 # Closed inside an atomic block it still looks open, and this was its end.
-                self.opened.pop(wrapper, None)
+                if self.opened:
+                    self.opened.pop(wrapper, None)
                 self.found.discard(wrapper)
-            elif wrapper not in self.opened:
+            elif wrapper not in opened:
                 if self.close_found:
                     _close(wrapper)
             elif self.keep_persistent:
@@ -310,7 +320,10 @@ class RequestScope:
     def is_open_elsewhere(self) -> bool:
         """Return whether another thread holds a connection open that the request opened there."""
         here = threading.get_ident()
-        return any(ident != here and wrapper.connection is not None for wrapper, ident in list(self.opened.items()))
+        return any(ident != here and wrapper.connection is not None for wrapper, ident in self._opened())
+
+    def _opened(self) -> list[tuple[BaseDatabaseWrapper, int]]:
+        return list(self.opened.items()) if self.opened else []
 
     def finish(self) -> None:
         """End for the last time: the response is closed."""

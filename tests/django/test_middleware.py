@@ -403,7 +403,8 @@ def test_wrong_settings_stop_the_construction_in_the_words_of_the_checks(setting
         ConnectionGuardMiddleware(lambda request: HttpResponse())
 
 
-def test_a_response_can_still_be_pickled_by_a_cache_above(rf, settings):
+@pytest.mark.usefixtures("observer")
+def test_a_response_can_still_be_pickled_by_a_cache_above(rf):
     response = ConnectionGuardMiddleware(lambda request: HttpResponse(b"body"))(rf.get("/"))
     restored = pickle.loads(pickle.dumps(response))
     assert restored.content == b"body"
@@ -412,6 +413,7 @@ def test_a_response_can_still_be_pickled_by_a_cache_above(rf, settings):
     response.close()
 
 
+@pytest.mark.usefixtures("observer")
 @pytest.mark.skipif(django.VERSION < (5,), reason="Django 4.2's own responses are cycles")
 def test_a_response_needs_no_garbage_collector(rf):
     gc.disable()
