@@ -251,9 +251,7 @@ def test_a_child_that_opens_its_parents_connection_leaves_its_session_to_the_par
 
 
 @pytest.mark.usefixtures("_async_unsafe")
-@pytest.mark.skipif(
-    sys.version_info < (3, 12), reason="before, such a context waits for the garbage collector"
-)
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="before, such a context waits for the garbage collector")
 def test_a_context_in_a_cycle_does_not_wait_for_the_collector(alias, observer):
     async def main():
         async def task():
