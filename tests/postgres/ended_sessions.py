@@ -49,8 +49,11 @@ def site(query: Callable[[], None], rest: Callable[[], None]) -> Iterator[None]:
         return HttpResponse()
 
     def two(request: Any) -> HttpResponse:
-        query()
-        rest()
+        try:
+            query()
+        finally:
+            # Whoever failed has to come as well: all rest together.
+            rest()
         query()
         return HttpResponse()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import os
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -93,7 +94,7 @@ def shop(server, tmp_path, monkeypatch):
     programs_folder = tmp_path / ".venv" / "bin"
     programs_folder.mkdir(parents=True)
     python = programs_folder / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     python.chmod(0o755)
     path = os.pathsep.join([str(tmp_path), *(each for each in sys.path if each)])
     environ = {

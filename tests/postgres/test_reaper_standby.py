@@ -63,7 +63,7 @@ def standby(primary, base_backup):
 def _programs(server):
     """Return the folder of the programs that run *server*: a copy, where its user can't reach the original."""
     options = (server.log.parent / "cluster" / "postmaster.opts").read_text()
-    return server.bin.__class__(options.split()[0].strip('"')).parent
+    return server.bin.__class__(options.partition(' "')[0].strip('"')).parent
 
 
 def test_a_standby_is_reaped_by_its_own_rules(primary, standby):
