@@ -36,12 +36,13 @@ if TYPE_CHECKING:
         isolation_level: Enum
         errors_occurred: bool
         health_check_enabled: bool
-        health_check_done: bool
+        _thread_ident: int
         _thread_sharing_count: int
 
         @property
         def pool(self) -> Any: ...
         def _cursor(self, name: str | None = None) -> CursorWrapper: ...
+        def _prepare_cursor(self, cursor: Any) -> CursorWrapper: ...
         def _close(self) -> None: ...
 
 else:
@@ -55,6 +56,7 @@ _ATTEMPTS = 3
 # Every query pays for these.
 _getpid = os.getpid
 _monotonic = time.monotonic
+_get_ident = threading.get_ident
 
 
 class Guarded(_Base):
@@ -152,13 +154,14 @@ class Guarded(_Base):
         with self.guard:
             tenure = self.tenure
             if tenure is not None:
+                now = _monotonic()
                 if tenure.pid != _getpid():
                     self.leave_to_parent()
-                elif not self.in_atomic_block and (self.errors_occurred or _monotonic() - tenure.used_at > tenure.brisk_s):
+                elif not self.in_atomic_block and (self.errors_occurred or now - tenure.used_at > tenure.brisk_s):
                     self.replace_if_ended()
-                tenure.used_at = _monotonic()
+                tenure.used_at = now
             if self.connection is None and self.in_atomic_block and self.closed_in_transaction:
-                # Django says so from 6.0 on; before, it would go on outside the transaction.
+                # Django says so from 5.2 on; before, it would go on outside the transaction.
                 raise ProgrammingError("Cannot open a new connection in an atomic block.")
             super().ensure_connection()
 
@@ -182,14 +185,23 @@ class Guarded(_Base):
         self.close()
         return True
 
-    def close_if_health_check_failed(self) -> None:
-        # Django would look for the pool first, with every query.
-        if self.health_check_enabled and not self.health_check_done:
-            super().close_if_health_check_failed()
-
     def _cursor(self, name: str | None = None) -> CursorWrapper:
+        # Django's own in one piece with ours, because every query pays for each call.
         with self.guard:
-            cursor = super()._cursor(name)
+            if self.health_check_enabled:
+                self.close_if_health_check_failed()
+            tenure = self.tenure
+            if (
+                tenure is not None
+                and _monotonic() - tenure.used_at < tenure.brisk_s
+                and tenure.pid == _getpid()
+                and not self.errors_occurred
+            ):
+                super().ensure_connection()
+            else:
+                self.ensure_connection()
+            with self.wrap_database_errors:
+                cursor = self._prepare_cursor(self.create_cursor(name))
             if self.tenure is not None:
                 self.tenure.opened(cursor.cursor)
             return cursor
@@ -203,6 +215,11 @@ class Guarded(_Base):
         watched = DebugCursor(cursor, self)
         watched.tenure = self.tenure
         return watched
+
+    def validate_thread_sharing(self) -> None:
+        # Django asks a lock first whether the wrapper is lent, which takes longer and which no finalizer should need.
+        if self._thread_ident != _get_ident():
+            super().validate_thread_sharing()
 
     def get_autocommit(self) -> bool:
         # Without a look: Django asks this at the end of a request, when a new connection would be of no use.

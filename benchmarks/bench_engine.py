@@ -1,0 +1,151 @@
+"""What looking before use costs and what it buys: this room holds the ratio of the engine to Django's own.
+
+``python -m benchmarks.bench_engine`` measures single statements, with one thread and with eight; ``--driver psycopg2`` takes
+the older driver. The engines take turns in short blocks on the same server, so that other programs slow both down alike,
+and the quickest tenth of the blocks is what nobody disturbed. ``--gthread`` measures requests a second on gunicorn's gthread
+worker with CONN_MAX_AGE = 60 and 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
+from typing import Any
+
+from benchmarks.served import database, get, served
+from tests.leaks.servers import SERVERS
+
+ENGINES = {"default": "django.db.backends.postgresql", "guarded": "conn_guard.engine.postgresql"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--driver", choices=["psycopg", "psycopg2"], default="psycopg", help="the driver (%(default)s)")
+    parser.add_argument("--blocks", type=int, default=1000, help="blocks of each engine for each line (%(default)s)")
+    parser.add_argument("--queries", type=int, default=20, help="statements of each thread in a block (%(default)s)")
+    parser.add_argument("--gthread", action="store_true", help="measure requests on gunicorn's gthread worker instead")
+    parser.add_argument("--requests", type=int, default=2000, help="requests to each server (%(default)s)")
+    options = parser.parse_args()
+    with database() as url:
+        if options.gthread:
+            _print_requests(url, options.requests)
+        else:
+            _print_statements(url, options)
+
+
+def _print_statements(url: str, options: argparse.Namespace) -> None:
+    if options.driver == "psycopg2":
+        # Django takes psycopg 3 wherever it can be imported.
+        sys.modules["psycopg"] = None  # type: ignore[assignment]
+    import django
+    import environ
+    from django.conf import settings
+
+    address = environ.Env.db_url_config(url)
+    databases = {alias: {**address, "ENGINE": engine, "CONN_MAX_AGE": None} for alias, engine in ENGINES.items()}
+    settings.configure(DATABASES=databases, INSTALLED_APPS=["conn_guard", "django.contrib.contenttypes"])
+    django.setup()
+    from django.core.management import call_command
+    from django.db.backends.postgresql.base import Database
+
+    call_command("migrate", "contenttypes", verbosity=0)
+    print(
+        f"Django {django.__version__}, {Database.__name__} {Database.__version__.split()[0]}, Python {sys.version.split()[0]}\n"
+    )
+    print("| statement | threads | Django's engine | conn_guard's | ratio |")
+    print("|---|---|---|---|---|")
+    for name, statement in {"SELECT 1": _select_one, "an ORM get()": _orm_get, "SELECT 1 in atomic()": _in_atomic}.items():
+        for threads in (1, 8):
+            seconds = _take_turns(statement, threads, options.blocks // threads, options.queries)
+            quickest = {alias: statistics.quantiles(each, n=20)[0] for alias, each in seconds.items()}
+            costs = " | ".join(f"{1e6 * quickest[alias] / options.queries / threads:.1f} µs" for alias in ENGINES)
+            print(f"| {name} | {threads} | {costs} | {quickest['guarded'] / quickest['default']:.2f} |", flush=True)
+
+
+def _select_one(connection: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        cursor.fetchone()
+
+
+def _orm_get(connection: Any) -> None:
+    from django.contrib.contenttypes.models import ContentType
+
+    ContentType.objects.using(connection.alias).get(model="contenttype")
+
+
+def _in_atomic(connection: Any) -> None:
+    from django.db.transaction import atomic
+
+    with atomic(connection.alias):
+        _select_one(connection)
+
+
+def _take_turns(statement: Callable[[Any], None], threads: int, blocks: int, queries: int) -> dict[str, list[float]]:
+    """Return the seconds of each block, by alias; every thread keeps its connections throughout."""
+    from django.db import connections
+
+    seconds: dict[str, list[float]] = {alias: [] for alias in ENGINES}
+    turn = threading.Barrier(threads + 1)
+
+    def work() -> None:
+        for block in range(blocks):
+            for alias in _order(block):
+                connection = connections[alias]
+                statement(connection)
+                turn.wait()
+                for _ in range(queries):
+                    statement(connection)
+                turn.wait()
+        connections.close_all()
+
+    with ThreadPoolExecutor(threads) as executor:
+        working = [executor.submit(work) for _ in range(threads)]
+        for block in range(blocks):
+            for alias in _order(block):
+                turn.wait()
+                begun = time.perf_counter()
+                turn.wait()
+                seconds[alias].append(time.perf_counter() - begun)
+        for each in working:
+            each.result()
+    return seconds
+
+
+def _order(block: int) -> list[str]:
+    """Return who begins: each engine in half of the blocks."""
+    return list(ENGINES) if block % 2 else list(reversed(ENGINES))
+
+
+def _print_requests(url: str, requests: int) -> None:
+    print("| gthread, one query a request | CONN_MAX_AGE = 0 | 60 | gain |")
+    print("|---|---|---|---|")
+    for column, name in {"django": "Django alone", "middleware": "with the app", "engine": "with the engine"}.items():
+        rates = [_requests_a_second(column, url, setting, requests) for setting in ("0", "60")]
+        print(f"| {name} | {rates[0]:.0f}/s | {rates[1]:.0f}/s | {rates[1] / rates[0]:.2f} |", flush=True)
+
+
+def _requests_a_second(column: str, url: str, setting: str, requests: int, clients: int = 4) -> float:
+    with served(SERVERS["gunicorn-gthread"], column, url, setting=setting) as (port, _):
+
+        def ask(times: int) -> None:
+            with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as client:
+                for _ in range(times):
+                    get(client, "/sync_query/")
+
+        with ThreadPoolExecutor(clients) as executor:
+            list(executor.map(ask, [requests // 10] * clients))
+            begun = time.perf_counter()
+            list(executor.map(ask, [requests // clients] * clients))
+            return requests / (time.perf_counter() - begun)
+
+
+if __name__ == "__main__":
+    main()
