@@ -7,6 +7,7 @@ import gc
 import os
 import select
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -62,6 +63,8 @@ def test_a_cursor_that_rested_between_two_statements_goes_on(alias):
         other.execute("SELECT 1")
         alias.end_sessions()
         other.execute("SELECT 1")
+        # Not even a cursor that was used a moment ago runs on the session that is gone.
+        unused.tenure.used_at = time.monotonic()
         unused.execute("SELECT 2")
         assert unused.fetchall() == [(2,)]
 
@@ -89,6 +92,11 @@ def test_a_session_that_died_in_use_is_replaced_after_its_error(guarded):
     with pytest.raises(BROKEN):
         guarded.query("SELECT pg_terminate_backend(pg_backend_pid())")
     assert guarded.query() == [(1,)]
+    with guarded.wrapper.cursor() as cursor:
+        with pytest.raises(BROKEN):
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        cursor.execute("SELECT 1")
+        assert cursor.fetchall() == [(1,)]
 
 
 def test_a_persistent_connection_without_autocommit_in_its_settings_is_replaced_between_transactions(make_engine, table):
@@ -223,6 +231,18 @@ def test_without_autocommit_the_error_reaches_the_caller_and_nothing_is_written(
     for _ in range(2):
         with pytest.raises(BROKEN):
             guarded.query(insert, [3])
+    guarded.wrapper.close()
+    assert guarded.query(f"SELECT n FROM {table}") == [(1,)]
+
+
+def test_with_autocommit_switched_off_a_session_is_not_replaced_between_transactions(guarded, table):
+    """Another one would have it on, and write what is to be rolled back."""
+    guarded.wrapper.set_autocommit(False)
+    guarded.query(f"INSERT INTO {table} (n) VALUES (1)")
+    guarded.wrapper.commit()
+    guarded.end_sessions()
+    with pytest.raises(BROKEN):
+        guarded.query(f"INSERT INTO {table} (n) VALUES (2)")
     guarded.wrapper.close()
     assert guarded.query(f"SELECT n FROM {table}") == [(1,)]
 
@@ -399,6 +419,14 @@ def test_a_pool_hands_out_no_dead_connection(make_engine):
         alias.end_sessions()
         with ThreadPoolExecutor(3) as threads:
             assert list(threads.map(lambda _: alias.query(), range(9))) == [[(1,)]] * 9
+
+
+def test_a_connection_that_goes_from_hand_to_hand_gathers_nothing(make_engine):
+    alias = pooled(make_engine, max_size=1)
+    for _ in range(3):
+        alias.query()
+        assert len(alias.wrapper.connection._notice_handlers) == 1
+        alias.wrapper.close()
 
 
 def test_a_dropped_wrapper_returns_its_slot(make_engine):

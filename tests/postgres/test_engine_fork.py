@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import pytest
 from django.db import connections, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
-from conn_guard.engine import keeper, wrapper
+from conn_guard.engine import keeper
 from local_postgres import LocalPostgres
 
 pytestmark = [
@@ -25,10 +27,15 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def in_child(function):
+def fork_in_c():
+    """Fork as uWSGI does, so that Python and what it would call know nothing of it; the lock of the interpreter stays held."""
+    return ctypes.PyDLL(None).fork()
+
+
+def in_child(function, fork=os.fork):
     """Return what *function* returns as text, or the error that it raises, in a forked child that then dies at once."""
     read, write = os.pipe()
-    child = os.fork()
+    child = fork()
     if child == 0:
         try:
             answer = str(function())
@@ -67,23 +74,35 @@ def test_a_child_that_closes_ends_no_session_of_its_parent(guarded, how):
     assert guarded.pid() == parent
 
 
-def test_a_child_that_is_forked_without_pythons_knowledge_is_noticed_at_its_first_use(guarded, monkeypatch):
-    """uWSGI forks in C. A wrapper that belongs to another process is all that such a child can see."""
+@pytest.mark.parametrize("rested", [True, False])
+def test_a_child_that_is_forked_without_pythons_knowledge_is_noticed_at_its_first_use(guarded, until, rested):
+    parent = guarded.pid()
+    used_at = guarded.wrapper.tenure.used_at
+    until(lambda: time.monotonic() - used_at > 0.01)
+
+    def first_use():
+        if not rested:
+            guarded.wrapper.tenure.used_at = time.monotonic()
+        return guarded.pid()
+
+    assert int(in_child(first_use, fork_in_c)) != parent
+    assert guarded.pid() == parent
+
+
+@pytest.mark.parametrize("how", ["close", "close_if_unusable_or_obsolete", "drop"])
+def test_such_a_child_that_closes_ends_no_session_of_its_parent(guarded, how):
     parent = guarded.pid()
 
-    def forked_in_c(use):
-        def child():
-            raw = opened
-            guarded.wrapper.connection, guarded.wrapper.tenure = raw
-            guarded.wrapper.tenure.pid = os.getppid()
-            return use()
+    def end():
+        if how == "drop":
+            del connections[guarded.name]
+            gc.collect()
+        else:
+            getattr(guarded.wrapper, how)()
+            assert guarded.wrapper.connection is None
+        return guarded.query()
 
-        opened = guarded.wrapper.connection, guarded.wrapper.tenure
-        return in_child(child)
-
-    assert int(forked_in_c(guarded.pid)) != parent
-    assert forked_in_c(lambda: (guarded.wrapper.close(), guarded.wrapper.connection)[1]) == "None"
-    assert forked_in_c(lambda: (guarded.wrapper.close_if_unusable_or_obsolete(), guarded.wrapper.connection)[1]) == "None"
+    assert in_child(end, fork_in_c) == "[(1,)]"
     assert guarded.pid() == parent
 
 
@@ -156,7 +175,8 @@ def test_a_child_that_leaves_the_atomic_block_it_was_forked_in_may_query_again(g
     os.waitpid(child, 0)
 
 
-def test_the_keeper_is_away_while_a_process_forks_and_works_in_both(make_engine, settings, until, worker):
+@pytest.mark.parametrize("fork", [os.fork, fork_in_c])
+def test_the_keeper_works_in_the_parent_and_in_the_child(make_engine, settings, until, worker, fork):
     settings.CONN_GUARD = {"ENGINE_IDLE_FOR": 0.1}
     alias = make_engine(CONN_MAX_AGE=None)
     parent = worker(alias.pid)
@@ -169,28 +189,25 @@ def test_the_keeper_is_away_while_a_process_forks_and_works_in_both(make_engine,
             time.sleep(0.01)
         return alias.wrapper.connection, keeper._state.thread is thread
 
-    assert in_child(child) == "(None, False)"
-    assert not thread.is_alive()
+    assert in_child(child, fork) == "(None, False)"
+    assert thread.is_alive() is (fork is fork_in_c), "it is away while Python forks"
     until(lambda: parent not in alias.pids())
 
 
 @pytest.mark.skipif(django.VERSION < (5, 1) or not is_psycopg3, reason="Django's pool came with 5.1, for psycopg 3")
-@pytest.mark.parametrize("hooks", ["Python's", "none"])
-def test_a_child_gets_a_pool_of_its_own(make_engine, hooks):
+@pytest.mark.parametrize("fork", [os.fork, fork_in_c])
+def test_a_child_gets_a_pool_of_its_own(make_engine, fork):
     alias = make_engine(options={"pool": {"min_size": 2, "max_size": 2, "timeout": 5}})
     alias.query()
     alias.wrapper.close()
     assert alias.becomes(2)
-    parents = alias.pids()
+    parents, pool = alias.pids(), alias.wrapper.pool
 
     def child():
-        if hooks == "none":
-            wrapper.Guarded._connection_pools.update(pools)
-            wrapper.Guarded._pools_pid = os.getppid()
-        return alias.pid(), alias.wrapper.pool is not pools[alias.name]
+        alias.wrapper.close_pool()
+        return alias.pid(), alias.wrapper.pool is not pool
 
-    pools = dict(wrapper.Guarded._connection_pools)
-    pid, is_new = eval(in_child(child))
+    pid, is_new = eval(in_child(child, fork))
     assert is_new
     assert pid not in parents
     assert alias.pid() in parents

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import django
 import pytest
-from django.db import transaction
+from django.db import InterfaceError, OperationalError, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.signals import connection_created
 
@@ -68,7 +68,12 @@ def test_use_puts_it_off(guarded, worker, until):
 
 
 def test_a_long_query_is_use(guarded, worker):
+    begun = time.monotonic()
     assert worker(guarded.query, "SELECT pg_sleep(%s), pg_backend_pid()", [4 * LIMIT_S])[0][1] == worker(guarded.pid)
+    with guarded.wrapper.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(0.05)")
+        cursor.executemany("SELECT pg_sleep(%s)", [[0.05]])
+        assert guarded.wrapper.tenure.used_at >= begun + 4 * LIMIT_S + 0.1
 
 
 def test_a_copy_and_a_pools_slot_are_given_back(make_engine, worker):
@@ -164,6 +169,52 @@ def test_a_connection_whose_settings_have_autocommit_off(make_engine, rests):
     alias.wrapper.commit()
     rests()
     assert alias.pid() == pid
+    alias.wrapper.commit()
+    alias.wrapper.set_autocommit(True)
+    rests()
+    assert alias.pid() == pid
+
+
+def test_a_connection_that_is_about_to_get_a_cursor(guarded, rests, monkeypatch):
+    create_cursor = guarded.wrapper.create_cursor
+
+    def create_late(name=None):
+        rests()
+        return create_cursor(name)
+
+    pid = guarded.pid()
+    monkeypatch.setattr(guarded.wrapper, "create_cursor", create_late)
+    assert guarded.pid() == pid
+
+
+def test_a_connection_that_is_used_while_the_keeper_comes(guarded):
+    class Slow:
+        """The lock of a wrapper whose thread is quicker than the keeper."""
+
+        def acquire(self, *, blocking):
+            guarded.wrapper.tenure.used_at = now
+            return guard.acquire(blocking=blocking)
+
+        def release(self):
+            guard.release()
+
+    pid = guarded.pid()
+    guard, guarded.wrapper.guard = guarded.wrapper.guard, Slow()
+    now = time.monotonic() + 10 * LIMIT_S
+    guarded.wrapper.tend(now)
+    guarded.wrapper.guard = guard
+    assert guarded.pid() == pid
+
+
+def test_a_connection_with_a_cursor_that_moved_to_another_session(guarded, rests):
+    with guarded.wrapper.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        guarded.end_sessions()
+        cursor.execute("SELECT pg_backend_pid()")
+        pid = cursor.fetchall()
+        rests()
+        cursor.execute("SELECT pg_backend_pid()")
+        assert cursor.fetchall() == pid
 
 
 def test_a_connection_with_an_open_cursor(guarded, rests):
@@ -189,7 +240,7 @@ def test_a_connection_that_is_lent(guarded, rests):
     wrapper.inc_thread_sharing()
     pid = guarded.pid()
     rests()
-    assert guarded.pid() == pid
+    assert guarded.sessions() == [(pid, "idle", "SELECT pg_backend_pid()")], "not even asked"
     wrapper.dec_thread_sharing()
 
 
@@ -230,6 +281,14 @@ def test_a_session_that_holds_state_is_kept_and_says_so(guarded, worker, rests, 
     run = reap("--application-name", guarded.name, "--idle-for", "0.01s", "--dry-run")
     assert run.sessions[pid]["action"] == "spared"
     assert run.sessions[pid]["reason"] in ("holds_state", "advisory_lock")
+
+
+def test_a_session_whose_state_was_found_is_missed_by_the_caller(guarded, worker, until):
+    worker(guarded.query, STATES["a lock taken out of sight"])
+    until(lambda: [statement for _, _, statement in guarded.sessions()] == [MARK])
+    guarded.end_sessions()
+    with pytest.raises((OperationalError, InterfaceError)):
+        worker(guarded.query)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from django.http import HttpResponse
 from django.test import RequestFactory
 from django.urls import path
 
+from conn_guard.engine import keeper
+
 HELD = re.compile(
     r"The connection '(?P<alias>\w+)' to session (?P<session>\d+) is held for \d+\.\d s by process (?P<process>\d+), "
     r"view (?P<view>[^.]\S*(?: \(\w+\))?)\. It was opened by:\n(?P<stack>.*)",
@@ -80,6 +82,20 @@ def test_an_end_that_nobody_asked_for_is_told_as_well(guarded, reports, until, e
         release.set()
         thread.join()
     assert "closed after all" in until(lambda: reports()[1:])[0]
+
+
+def test_an_end_is_told_once(guarded, reports, until):
+    dropped = guarded.wrapper.copy()
+    dropped.ensure_connection()
+    until(reports)
+    dropped.close()
+    until(lambda: reports()[1:])
+    del dropped
+    gc.collect()
+    settled = threading.Event()
+    keeper.later(settled.set)
+    assert settled.wait(10)
+    assert len(reports()) == 2
 
 
 def test_what_is_closed_in_time_is_not_reported(guarded, reports, until, settings):

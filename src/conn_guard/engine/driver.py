@@ -41,7 +41,7 @@ class Wire:
         raise NotImplementedError
 
     def is_at_rest(self) -> bool:
-        """Return whether the session is in no transaction and no thread is in the middle of a statement."""
+        """Return whether the session is in no transaction, will be in none by itself, and runs no statement."""
         return self._status() == _IDLE and bool(self.raw.autocommit)
 
     def release(self) -> None:

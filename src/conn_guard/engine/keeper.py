@@ -36,6 +36,7 @@ class Kept(Protocol):
 
 class _State:
     def __init__(self) -> None:
+        self.pid = os.getpid()
         self.kept: dict[int, ref[Kept]] = {}
         self.jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.starting = threading.Lock()
@@ -49,6 +50,9 @@ _state = _State()
 
 def keep(key: int, kept: Kept, *, due_at: float, has_jobs: bool) -> None:
     """Tend *kept* from *due_at* until it is forgotten; *has_jobs*: there may be jobs even if nothing will ever be due."""
+    if _state.pid != os.getpid():
+        # uWSGI forks without telling Python.
+        _begin_in_child()
     state = _state
     state.kept[key] = ref(kept)
     if has_jobs or due_at < math.inf:
@@ -125,7 +129,7 @@ def _do(job: Callable[[], None]) -> None:
 def _stop() -> None:
     """End the thread, if there is one: at exit, and before a fork, which copies no threads but the locks they hold."""
     _state.stopping = True
-    if _state.thread is not None:
+    if _state.thread is not None and _state.pid == os.getpid():
         _state.jobs.put(_look_around)
         _state.thread.join(_PATIENCE_S)
 

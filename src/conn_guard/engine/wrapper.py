@@ -87,6 +87,8 @@ class Guarded(_Base):
 
     @property
     def pool(self) -> Any:
+        if Guarded._pools_pid != os.getpid():
+            _leave_pools_to_parent()
         options = self.settings_dict["OPTIONS"].get("pool")
         if options and self.alias != NO_DB_ALIAS and self.alias not in self._connection_pools:
             # A pool keeps hold of the wrapper that made it, which could then never be dropped: one of no other use does it.
@@ -94,8 +96,6 @@ class Guarded(_Base):
         return super().pool
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        if Guarded._pools_pid != os.getpid():
-            _leave_pools_to_parent()
         raw = super().get_new_connection(conn_params)
         wire = driver.wire(raw)
         if wire.pool is not None:
@@ -161,7 +161,7 @@ class Guarded(_Base):
                     self.replace_if_ended()
                 tenure.used_at = now
             if self.connection is None and self.in_atomic_block and self.closed_in_transaction:
-                # Django says so from 5.2 on; before, it would go on outside the transaction.
+                # Django 4.2 does not say so, and would go on outside the transaction.
                 raise ProgrammingError("Cannot open a new connection in an atomic block.")
             super().ensure_connection()
 
@@ -296,11 +296,9 @@ class Guarded(_Base):
         return math.inf
 
     def _is_at_rest(self, tenure: Tenure) -> bool:
-        # Without autocommit a connection between two transactions looks at rest as well, and may be in the middle of a task.
+        # Where the settings have autocommit off, a connection between two transactions may be in the middle of a task.
         return (
             tenure.pid == os.getpid()
-            and not self.in_atomic_block
-            and self.autocommit
             and self.settings_dict["AUTOCOMMIT"]
             and not self._thread_sharing_count
             and not tenure.has_open_cursor()
@@ -333,5 +331,3 @@ def _revive(sender: Any, **kwargs: object) -> None:
 # Django imports an engine when it makes its first wrapper, so the engine works without the app as well.
 connections.watch()
 signals.request_started.connect(_revive, dispatch_uid="conn_guard.engine")
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_pools_to_parent)
