@@ -116,7 +116,7 @@ BEGIN_NOTE = "BEGIN; SELECT set_config('conn_guard.sent', %s, false); COMMIT"
 READ_NOTE = "SELECT current_setting('conn_guard.sent')"
 ROLLBACK = "ROLLBACK"
 
-SIGNALS_A_MESSAGE = 5
+SIGNALS_A_MESSAGE = 3
 """Victims that share one round trip: on a busy machine the waiting for each other costs more than the work. More of them
 would die at the same time, and their clients would go on sending to sessions that have no processor yet to say goodbye."""
 
