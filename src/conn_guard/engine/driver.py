@@ -38,7 +38,12 @@ class Wire:
 
     def ended_at_rest(self) -> bool:
         """Return whether the session has ended, and ended outside any transaction: then nothing is lost with it."""
-        raise NotImplementedError
+        status = self._status()
+        if status == _IDLE:
+            self.was_at_rest = True
+            return self._said_farewell()
+        self.was_at_rest = self.was_at_rest and status == _UNKNOWN
+        return self.was_at_rest
 
     def is_at_rest(self) -> bool:
         """Return whether the session is in no transaction, will be in none by itself, and runs no statement."""
@@ -57,6 +62,10 @@ class Wire:
                 self.raw.close()
 
     def _status(self) -> int:
+        raise NotImplementedError
+
+    def _said_farewell(self) -> bool:
+        """Return whether the server has ended this session, which was at rest; the driver knows of it then as well."""
         raise NotImplementedError
 
 
@@ -80,16 +89,9 @@ class _Psycopg3Wire(Wire):
     def _status(self) -> int:
         return self.pgconn.transaction_status  # type: ignore[no-any-return]
 
-    # In one piece, because every query pays for it.
-    def ended_at_rest(self) -> bool:
+    def _said_farewell(self) -> bool:
         pgconn = self.pgconn
-        status = pgconn.transaction_status
-        if status != _IDLE:
-            self.was_at_rest = self.was_at_rest and status == _UNKNOWN
-            return self.was_at_rest
-        self.was_at_rest = True
-        notices = self.notices
-        notices.clear()
+        self.notices.clear()
         try:
             pgconn.consume_input()
         except DriverError:
@@ -98,7 +100,7 @@ class _Psycopg3Wire(Wire):
         while (notification := pgconn.notifies()) is not None:
             if pgconn.notify_handler is not None:
                 pgconn.notify_handler(notification)
-        if not notices:
+        if not self.notices:
             return False
         # Nothing but its farewell makes a server say anything else to a session at rest. The end of the stream may come a
         # moment later, and until then the driver, and a pool with it, would take the session for a living one.
@@ -110,13 +112,8 @@ class _Psycopg2Wire(Wire):
     def _status(self) -> int:
         return _UNKNOWN if self.raw.closed else self.raw.get_transaction_status()
 
-    def ended_at_rest(self) -> bool:
+    def _said_farewell(self) -> bool:
         raw = self.raw
-        status = _UNKNOWN if raw.closed else raw.get_transaction_status()
-        if status != _IDLE:
-            self.was_at_rest = self.was_at_rest and status == _UNKNOWN
-            return self.was_at_rest
-        self.was_at_rest = True
         notices = _last(raw.notices)
         try:
             raw.poll()

@@ -42,7 +42,8 @@ class _State:
         self.starting = threading.Lock()
         self.thread: threading.Thread | None = None
         self.wakes_at = math.inf
-        self.stopping = False
+        self.is_wanted = False
+        self.is_stopping = False
 
 
 _state = _State()
@@ -56,6 +57,7 @@ def keep(key: int, kept: Kept, *, due_at: float, has_jobs: bool) -> None:
     state = _state
     state.kept[key] = ref(kept)
     if has_jobs or due_at < math.inf:
+        state.is_wanted = True
         _start()
     if due_at < state.wakes_at:
         state.jobs.put(_look_around)
@@ -77,7 +79,7 @@ def _look_around() -> None:
 
 def _start() -> None:
     state = _state
-    if state.stopping or (state.thread is not None and state.thread.is_alive()):
+    if state.is_stopping or (state.thread is not None and state.thread.is_alive()):
         return
     with state.starting:
         if state.thread is None or not state.thread.is_alive():
@@ -89,7 +91,7 @@ def _start() -> None:
 
 
 def _run(state: _State) -> None:
-    while not state.stopping:
+    while not state.is_stopping:
         wakes_at = _tend_all(state)
         try:
             job = state.jobs.get(timeout=_seconds_until(wakes_at))
@@ -128,15 +130,15 @@ def _do(job: Callable[[], None]) -> None:
 
 def _stop() -> None:
     """End the thread, if there is one: at exit, and before a fork, which copies no threads but the locks they hold."""
-    _state.stopping = True
+    _state.is_stopping = True
     if _state.thread is not None and _state.pid == os.getpid():
         _state.jobs.put(_look_around)
         _state.thread.join(_PATIENCE_S)
 
 
 def _resume() -> None:
-    _state.stopping = False
-    if _state.thread is not None:
+    _state.is_stopping = False
+    if _state.is_wanted:
         _start()
 
 

@@ -1,7 +1,7 @@
 """The engine's heart: this room holds what the guarded wrappers do differently from Django's own.
 
 Two threads may want the same wrapper, its own and the keeper, and one lock stands between them. The keeper never waits for
-it, and never logs while it has it: whoever waits for it may hold any other lock.
+it, and does not log while it has it: whoever waits for it may hold any other lock.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 import time
 from datetime import timedelta
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.core import signals
 from django.db import Error, ProgrammingError
@@ -62,7 +62,7 @@ _get_ident = threading.get_ident
 class Guarded(_Base):
     """Mixed into a DatabaseWrapper of Django's: owned from birth, looked at before use, closed when nobody needs it."""
 
-    _connection_pools: dict[str, Any] = {}  # noqa: RUF012
+    _connection_pools: ClassVar[dict[str, Any]] = {}
     _pools_pid = os.getpid()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -280,14 +280,14 @@ class Guarded(_Base):
             return idle_at
         # Whatever spares it now: if it were used at this moment, it would be idle then, and not before.
         again_at = now + tenure.idle_for_s
+        # Behind a pooler that shares sessions nothing can be held, and the question would reach somebody else's.
+        shared = conf.current().pooler.get(self.alias) == "transaction"
         if tenure.asked_about == tenure.used_at or not self.guard.acquire(blocking=False):
             return again_at
         try:
             if self.tenure is not tenure or tenure.used_at + tenure.idle_for_s > now or not self._is_at_rest(tenure):
                 return again_at
             tenure.asked_about = tenure.used_at
-            # Behind a pooler that shares sessions nothing can be held, and the question would reach somebody else's.
-            shared = conf.current().pooler.get(self.alias) == "transaction"
             if (self.conn_guard_pins or not shared) and tenure.holds_state(pinned=bool(self.conn_guard_pins)):
                 return again_at
             connections.close_unused(self)
