@@ -193,6 +193,23 @@ def test_a_pinned_connection_is_missed_by_the_caller(guarded):
     assert guarded.query() == [(1,)]
 
 
+def test_without_autocommit_in_its_settings_a_transaction_is_not_continued_on_another_session(make_engine, table):
+    alias = make_engine(CONN_MAX_AGE=None, AUTOCOMMIT=False)
+    insert = f"INSERT INTO {table} (n) VALUES (%s)"
+    alias.query()
+    alias.wrapper.commit()
+    with alias.wrapper.cursor() as cursor:
+        # In so quick a series that none but the first is looked at for having rested.
+        cursor.execute(insert, [1])
+        with pytest.raises(BROKEN):
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    for _ in range(2):
+        with pytest.raises(BROKEN):
+            alias.query(insert, [2])
+    alias.wrapper.close()
+    assert alias.query(f"SELECT n FROM {table}") == []
+
+
 def test_inside_atomic_the_error_reaches_the_caller_and_nothing_is_written(guarded, table):
     insert = f"INSERT INTO {table} (n) VALUES (%s)"
 

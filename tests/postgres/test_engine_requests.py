@@ -19,21 +19,41 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 REQUESTS = 300
 
 
+@pytest.fixture(scope="module")
+def server():
+    """A server of our own: it has room for all threads, and for those of their sessions that are still leaving."""
+    with LocalPostgres(max_connections=4 * ended_sessions.THREADS) as started:
+        yield started
+
+
+@pytest.fixture
+def make_alias(make_engine, session_factory, server):
+    """Return a function that adds an alias on that server."""
+
+    def make(**settings):
+        alias = make_engine(HOST=server.host, PORT=str(server.port), USER="postgres", NAME="postgres", **settings)
+        there = {"host": server.host, "port": server.port, "user": "postgres", "dbname": "postgres"}
+        alias.ask = session_factory(**there, application_name="test-observer").execute
+        return alias
+
+    return make
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("kind", [None, "pool"], ids=["persistent", "pool"])
-def test_no_request_notices_that_its_session_was_ended_at_rest(make_engine, shape, kind):
+def test_no_request_notices_that_its_session_was_ended_at_rest(make_alias, shape, kind):
     if kind == "pool":
         if django.VERSION < (5, 1) or not is_psycopg3:
             pytest.skip("Django's pool came with 5.1, for psycopg 3")
-        alias = make_engine(options={"pool": {"min_size": 2, "max_size": ended_sessions.THREADS, "timeout": 20}})
+        alias = make_alias(options={"pool": {"min_size": 2, "max_size": ended_sessions.THREADS, "timeout": 60}})
     else:
-        alias = make_engine(CONN_MAX_AGE=None)
+        alias = make_alias(CONN_MAX_AGE=None)
     assert shape(Ended(alias.name, alias.end_sessions), REQUESTS) == 0
 
 
-def test_plain_django_fails_here(make_engine):
+def test_plain_django_fails_here(make_alias):
     """The load is worth something: without the engine, the same requests fail."""
-    alias = make_engine(CONN_MAX_AGE=None, engine="django.db.backends.postgresql")
+    alias = make_alias(CONN_MAX_AGE=None, engine="django.db.backends.postgresql")
     two_queries = SHAPES["two queries half a second apart"]
     assert two_queries(Ended(alias.name, alias.end_sessions), ended_sessions.THREADS) == ended_sessions.THREADS
 

@@ -58,11 +58,11 @@ class _Watched(CursorWrapper):
     def _look_again(self, tenure: Tenure) -> Tenure:
         """Move to the session that took the place of an ended one, so that a cursor may rest between two statements."""
         db = self.db
-        if db.tenure is tenure:
-            db.replace_if_ended()
-        if not tenure.replaced or getattr(self.cursor, "name", None):
-            return tenure
         with db.guard:
+            if db.tenure is tenure:
+                db.replace_if_ended()
+            if not tenure.replaced or getattr(self.cursor, "name", None):
+                return tenure
             db.ensure_connection()
             with db.wrap_database_errors:
                 self.cursor = db.create_cursor()

@@ -25,7 +25,8 @@ _COMMENTS = r"\s*(?:(?:--[^\n]*\n|/\*.*?\*/)\s*)*"
 # SET TRANSACTION and SET CONSTRAINTS end with their transaction, as SET LOCAL does.
 _OPENING = re.compile(
     _COMMENTS + r"(?:set\s+(?!local\b|transaction\b|constraints\b)|listen\b|prepare\s+(?!transaction\b)"
-    r"|create\s+(?:or\s+replace\s+)?(?:(?:global|local)\s+)?temp(?:orary)?\b|declare\b[^;]*\bwith\s+hold\b)",
+    r"|create\s+(?:or\s+replace\s+)?(?:(?:global|local)\s+)?temp(?:orary)?\b|create\b[^;]*\bpg_temp\s*\."
+    r"|declare\b[^;]*\bwith\s+hold\b)",
     re.DOTALL,
 )
 _BEGIN = re.compile(_COMMENTS + r"(?:begin|start\s+transaction)\b", re.DOTALL)

@@ -33,7 +33,8 @@ class Tenure:
         self.idle_for_s = idle_for_s
         self.opener: Opener | None = None
         self.used_at = time.monotonic()
-        self.brisk_s = _BRISK_S
+        # The driver of a dead session can't say whether it was in a transaction, so where one may be open every look counts.
+        self.brisk_s = _BRISK_S if wrapper.settings_dict["AUTOCOMMIT"] else 0.0
         self.asked_about: float | None = None
         self.made_state = False
         self.unaskable = False
@@ -64,8 +65,7 @@ class Tenure:
         self.made_state = self.made_state or left in (Leaves.STATE, Leaves.UNASKABLE_STATE)
         self.unaskable = self.unaskable or left is Leaves.UNASKABLE_STATE
         if left is not Leaves.NOTHING:
-            # The driver of a dead session can't say whether it was in a transaction, so from now on every look counts.
-            self.brisk_s = 0.0
+            self.brisk_s = min(self.brisk_s, 0.0)
 
     def connected(self, **settings: Any) -> None:
         """Note what a new session holds, and would hold again if another one took its place."""
