@@ -128,7 +128,6 @@ WHERE a.pid = ANY(%(pids)s::int[])
 
 # Of the session, never of a transaction: a transaction-level lock would hold a snapshot open and void SIGNAL's re-check.
 TRY_LOCK = "SELECT pg_try_advisory_lock(%(key)s::int, %(scope)s::int)"
-UNLOCK = "SELECT pg_advisory_unlock(%(key)s::int, %(scope)s::int)"
 LOCK_HOLDER = """
 SELECT l.pid, extract(epoch FROM clock_timestamp() - a.backend_start)::float8
 FROM pg_locks l
@@ -152,6 +151,13 @@ SELECT current_setting('max_connections')::int
        (SELECT datconnlimit FROM pg_database WHERE datname = current_database())
 """
 ROLE_LIMITS = "SELECT rolname::text, rolconnlimit FROM pg_roles WHERE rolconnlimit >= 0 AND NOT rolsuper"
+
+# A role that is NOINHERIT, or a member WITH INHERIT FALSE, is granted a right and still doesn't have it.
+INHERITS = """
+SELECT (SELECT rolinherit FROM pg_roles WHERE rolname = session_user)
+   AND NOT EXISTS (SELECT FROM unnest(ARRAY['pg_read_all_stats', 'pg_signal_backend']) AS granted
+                   WHERE pg_has_role(granted, 'MEMBER') AND NOT pg_has_role(granted, 'USAGE'))
+"""
 
 LOCK_KEY = 0x636F6E67
 """The first half of the advisory lock's key; the second is a hash of the scope."""
@@ -323,10 +329,6 @@ class Server:
         """Return whether this session now holds the lock of *scope*, which is released when the session ends."""
         return bool(self._row(TRY_LOCK, {"key": LOCK_KEY, "scope": scope})[0])
 
-    def unlock(self, scope: int) -> None:
-        """Release the lock of *scope*."""
-        self._row(UNLOCK, {"key": LOCK_KEY, "scope": scope})
-
     def lock_holder(self, scope: int) -> tuple[int, float | None] | None:
         """Return the pid of the session that holds the lock of *scope* and its age in seconds where it can be seen."""
         rows = self._rows(LOCK_HOLDER, {"key": LOCK_KEY, "scope": scope})
@@ -337,6 +339,10 @@ class Server:
         total, database_limit = self._row(SLOTS)
         limits = dict(self._rows(ROLE_LIMITS))
         return total, database_limit if database_limit >= 0 else None, limits
+
+    def inherits_grants(self) -> bool:
+        """Return whether a plain GRANT gives the login role the rights of what it becomes a member of."""
+        return bool(self._row(INHERITS)[0])
 
     def close(self) -> None:
         """End the session; nothing is raised, because there is nothing left to do about it."""

@@ -167,7 +167,7 @@ class Reaper:
             slots=_slots(server, sessions, policy),
             notes=_notes(sessions, policy),
         )
-        _refuse_blind(self.alias, sessions, policy)
+        _refuse_blind(server, self.alias, sessions, policy)
         judged = keep_recent([(each, judge(each, policy)) for each in sessions if policy.covers(each)], policy.keep)
         above = self._orders.when_above
         if above is not None and report.slots is not None and report.slots.percent <= above:
@@ -329,7 +329,7 @@ def _refuse_atomic(alias: str) -> None:
             )
 
 
-def _refuse_blind(alias: str, sessions: Sequence[Session], policy: Policy) -> None:
+def _refuse_blind(server: Server, alias: str, sessions: Sequence[Session], policy: Policy) -> None:
     victims = [each for each in sessions if policy.might_reap(each)]
     hidden = sum(each.hidden for each in victims)
     forbidden = sum(not each.may_signal for each in victims)
@@ -339,8 +339,18 @@ def _refuse_blind(alias: str, sessions: Sequence[Session], policy: Policy) -> No
         raise ReaperError(
             Exit.BLIND,
             f"{alias}: role {policy.login_role} {' and '.join(faults)} of the sessions that it was asked to judge, so nobody "
-            f"was signalled. Let an administrator run: GRANT {', '.join(grants)} TO {sql_name(policy.login_role)};",
+            f"was signalled. Let an administrator run: {_grant(server, grants)}",
         )
+
+
+def _grant(server: Server, rights: Sequence[str]) -> str:
+    """Return the SQL that gives the login role *rights* that it can use, also one that inherits none."""
+    role = sql_name(server.login_role)
+    grant = f"GRANT {', '.join(rights)} TO {role}"
+    if server.inherits_grants():
+        return f"{grant};"
+    # From 16 on it is each grant that is inherited or not, before it is the role.
+    return f"{grant} WITH INHERIT TRUE;" if server.version_num >= 160000 else f"ALTER ROLE {role} INHERIT; {grant};"
 
 
 def _notes(sessions: Sequence[Session], policy: Policy) -> list[str]:

@@ -193,8 +193,7 @@ def render_line(report: Report) -> str:
     """Return what happened to one alias, in one line."""
     parts = [printable(f"{report.alias} {report.address}".strip())]
     if report.slots:
-        bound = "" if report.slots.exact else "≤"
-        parts.append(f"slots {bound}{report.slots.used}/{report.slots.total} ({bound}{report.slots.percent:.0f}%)")
+        parts.append(f"slots {_slots(report.slots)}")
     if report.status is Status.ALREADY_RUNNING:
         return "  ".join([*parts, "already running", f"{report.seconds:.2f} s"])
     if report.status is Status.BELOW_THRESHOLD:
@@ -213,6 +212,14 @@ def render_line(report: Report) -> str:
         parts.append(f"gone {'?' if report.gone is None else report.gone}")
         parts.append(f"survivors {'?' if report.survivors is None else report.survivors}")
     return "  ".join([*parts, f"{report.seconds:.2f} s"])
+
+
+def _slots(slots: Slots) -> str:
+    # Sessions beyond a limit are no error: superusers and roles with a reserve get in where nobody else does.
+    bound, up_to = ("", "") if slots.exact else ("≤", "up to ")
+    beyond = max(0, slots.used - max(0, slots.total))
+    words = f" and {up_to}{beyond} beyond the limit" if beyond else ""
+    return f"{bound}{slots.used - beyond}/{slots.total} ({bound}{min(100, slots.percent):.0f}%{words})"
 
 
 def render_failure(report: Report) -> str:

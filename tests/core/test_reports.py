@@ -121,7 +121,10 @@ def test_every_session_at_rest_for_long_enough_is_a_candidate_but_our_own():
         (replace(REPORT, status=Status.ALREADY_RUNNING, slots=None), "shop  already running  0.41 s"),
         (replace(DRY, dry_run=False, status=Status.BELOW_THRESHOLD), "  below --when-above  idle 2  would signal 2  "),
         (replace(REPORT, gone=None, survivors=None), "  gone ?  survivors ?  "),
-        (replace(REPORT, slots=Slots(3, 0, exact=True)), "  slots 3/0 (100%)  "),
+        (replace(REPORT, slots=Slots(97, 97, exact=True)), "  slots 97/97 (100%)  "),
+        (replace(REPORT, slots=Slots(99, 97, exact=True)), "  slots 97/97 (100% and 2 beyond the limit)  "),
+        (replace(REPORT, slots=Slots(99, 97, exact=False)), "  slots ≤97/97 (≤100% and up to 2 beyond the limit)  "),
+        (replace(REPORT, slots=Slots(3, 0, exact=True)), "  slots 0/0 (100% and 3 beyond the limit)  "),
     ],
 )
 def test_the_line_of_an_alias_says_how_it_went(report, part):

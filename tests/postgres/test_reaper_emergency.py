@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from datetime import timedelta
 
 import pytest
+from django.core.management import call_command
 from django.db.backends.postgresql.base import Database
 
 from conn_guard.policy import Policy
@@ -83,8 +85,21 @@ def test_a_superuser_gets_in_through_its_reserve(server, fill):
     with server.alias(USER="boss"):
         run = reap(*server.rested(*sessions), "--user", "app")
     assert (run.exit_code, run.summary["gone"]) == (0, len(sessions))
-    assert run.summary["slots_used"] >= run.summary["slots_total"]
+    assert run.summary["slots_used"] > run.summary["slots_total"]
     server.session()
+
+
+def test_sessions_in_the_reserve_are_told_apart_from_those_within_the_limit(server, fill):
+    """The observer came before the doors closed, so the application has one less and the superuser's reaper is beyond."""
+    sessions = fill()
+    assert len(sessions) == 12 - 3 - (2 if server.major >= 16 else 0) - 1
+    total, stdout = len(sessions) + 1, io.StringIO()
+    with server.alias(USER="boss"):
+        arguments = (*server.rested(*sessions), "--user", "app", "--dry-run")
+        call_command("idle_reaper", *arguments, stdout=stdout, stderr=io.StringIO())
+        summary = reap(*arguments).summary
+    assert f"  slots {total}/{total} (100% and 1 beyond the limit)  " in stdout.getvalue()
+    assert (summary["slots_used"], summary["slots_total"], summary["slots_exact"]) == (total + 1, total, True)
 
 
 def test_a_reaper_role_gets_in_through_the_reserve_of_16(server, fill):

@@ -27,7 +27,10 @@ LOCKED = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND classid = 16682
 
 @pytest.fixture(scope="module")
 def started(django_db_blocker):
-    with django_db_blocker.unblock(), own_server(max_connections=MANY + 20) as server:
+    with (
+        django_db_blocker.unblock(),
+        own_server(max_connections=MANY + 20, settings={"max_prepared_transactions": 5}) as server,
+    ):
         yield server
 
 
@@ -308,6 +311,32 @@ def test_many_sessions(server):
     assert {run.fate(session) for session in sessions} == {("signalled", None)}
     assert (run.exit_code, run.summary["signalled"], run.summary["gone"]) == (0, MANY, MANY)
     assert server.alive(busy)
+
+
+def test_a_prepared_transaction_outlives_the_session_that_prepared_it(server):
+    """It belongs to nobody any more, and what it locked it keeps: no session is spared for it, and none can end it."""
+    server.ask("CREATE TABLE paid (amount int)")
+    server.ask("GRANT ALL ON paid TO app")
+    try:
+        session = server.session()
+        session.execute("BEGIN")
+        session.execute("INSERT INTO paid VALUES (42)")
+        session.execute("SELECT pg_advisory_xact_lock(7)")
+        with server.alias():
+            run = reap(*server.rested(session), "--dry-run", idle_in_transaction_for="0.1s")
+            assert run.fate(session) == ("spared", "advisory_lock")
+            session.execute("PREPARE TRANSACTION 'payment'")
+            run = reap(*server.rested(session), idle_in_transaction_for="0.1s")
+        assert (run.exit_code, run.fate(session), run.summary["gone"]) == (0, ("signalled", None), 1)
+        assert server.ask("SELECT gid, owner FROM pg_prepared_xacts") == [("payment", "app")]
+        assert server.ask("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 7") == [(None,)]
+        assert server.ask("SELECT * FROM paid") == []
+        server.session().execute("COMMIT PREPARED 'payment'")
+        assert server.ask("SELECT * FROM paid") == [(42,)]
+    finally:
+        for (gid,) in server.ask("SELECT gid FROM pg_prepared_xacts"):
+            server.ask(f"ROLLBACK PREPARED '{gid}'")
+        server.ask("DROP TABLE paid")
 
 
 def test_the_sessions_of_a_pool_are_reaped_and_the_reapers_is_none_of_them(server):

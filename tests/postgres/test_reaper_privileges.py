@@ -110,11 +110,60 @@ def test_a_role_with_both_rights_reaps_every_role_it_names(server, reaper_role, 
         assert (run.exit_code, run.summary["slots_exact"], run.summary["gone"]) == (0, True, 2)
 
 
-def test_a_right_that_the_role_does_not_inherit_is_none(server, reaper_role):
+@pytest.mark.parametrize(
+    "grants",
+    [
+        ["pg_signal_backend", "pg_read_all_stats"],
+        ["pg_monitor"],
+        ["app"],
+        [],
+    ],
+    ids=str,
+)
+def test_a_right_that_the_role_does_not_inherit_is_none_and_the_printed_sql_lets_it_inherit(server, reaper_role, grants):
     session = server.session()
-    with reaper_role("pg_signal_backend", "pg_read_all_stats", attributes="LOGIN NOINHERIT"):
-        assert reap(*server.rested(session), "--user", "app").exit_code == 4
-    assert server.alive(session)
+    with reaper_role(*grants, attributes="LOGIN NOINHERIT"):
+        arguments = (*server.rested(session), "--user", "app")
+        run = reap(*arguments)
+        assert run.exit_code == 4
+        assert server.alive(session)
+        grant = "GRANT pg_read_all_stats, pg_signal_backend TO reaper"
+        cure = f"{grant} WITH INHERIT TRUE;" if server.major >= 16 else f"ALTER ROLE reaper INHERIT; {grant};"
+        assert run.error.endswith(f"Let an administrator run: {cure}")
+        server.ask(run.error.partition("run: ")[2])
+        assert reap(*arguments).fate(session) == ("signalled", None)
+
+
+def test_a_grant_that_is_not_inherited_is_cured_by_one_that_is(server, reaper_role):
+    """From PostgreSQL 16 on each grant has its own word on that, and a second GRANT without it changes nothing."""
+    if server.major < 16:
+        pytest.skip("GRANT ... WITH INHERIT came with PostgreSQL 16")
+    session = server.session()
+    with reaper_role("pg_read_all_stats"):
+        server.ask("GRANT pg_signal_backend TO reaper WITH INHERIT FALSE")
+        arguments = (*server.rested(session), "--user", "app")
+        run = reap(*arguments)
+        assert run.exit_code == 4
+        assert run.error.endswith("run: GRANT pg_signal_backend TO reaper WITH INHERIT TRUE;")
+        server.ask("GRANT pg_signal_backend TO reaper")
+        assert reap(*arguments).exit_code == 4
+        server.ask(run.error.partition("run: ")[2])
+        assert reap(*arguments).fate(session) == ("signalled", None)
+
+
+def test_a_right_that_comes_through_a_role_that_inherits_nothing_is_cured_too(server, reaper_role):
+    session = server.session()
+    server.ask("CREATE ROLE operators NOINHERIT")
+    server.ask("GRANT pg_signal_backend, pg_read_all_stats TO operators")
+    try:
+        with reaper_role("operators"):
+            arguments = (*server.rested(session), "--user", "app")
+            run = reap(*arguments)
+            assert run.exit_code == 4
+            server.ask(run.error.partition("run: ")[2])
+            assert reap(*arguments).fate(session) == ("signalled", None)
+    finally:
+        server.ask("DROP ROLE operators")
 
 
 def test_a_reaper_without_sessions_of_its_own_is_told_to_name_a_role(server, reaper_role):
