@@ -87,10 +87,12 @@ class Guarded(_Base):
 
     @property
     def pool(self) -> Any:
+        # Django asks twice for each transaction.
+        if not self.settings_dict["OPTIONS"].get("pool") or self.alias == NO_DB_ALIAS:
+            return None
         if Guarded._pools_pid != os.getpid():
             _leave_pools_to_parent()
-        options = self.settings_dict["OPTIONS"].get("pool")
-        if options and self.alias != NO_DB_ALIAS and self.alias not in self._connection_pools:
+        if self.alias not in self._connection_pools:
             # A pool keeps hold of the wrapper that made it, which could then never be dropped: one of no other use does it.
             return super(Guarded, type(self)(self.settings_dict, self.alias)).pool
         return super().pool
@@ -192,18 +194,18 @@ class Guarded(_Base):
                 self.close_if_health_check_failed()
             tenure = self.tenure
             if (
-                tenure is not None
-                and _monotonic() - tenure.used_at < tenure.brisk_s
-                and tenure.pid == _getpid()
-                and not self.errors_occurred
+                tenure is None
+                or _monotonic() - tenure.used_at > tenure.brisk_s
+                or self.errors_occurred
+                or self.connection is None
+                or tenure.pid != _getpid()
             ):
-                super().ensure_connection()
-            else:
                 self.ensure_connection()
+                tenure = self.tenure
             with self.wrap_database_errors:
                 cursor = self._prepare_cursor(self.create_cursor(name))
-            if self.tenure is not None:
-                self.tenure.opened(cursor.cursor)
+            if tenure is not None:
+                tenure.opened(cursor.cursor)
             return cursor
 
     def make_cursor(self, cursor: Any) -> CursorWrapper:
@@ -225,9 +227,9 @@ class Guarded(_Base):
         # Without a look: Django asks this at the end of a request, when a new connection would be of no use.
         return self.autocommit if self.connection is not None else super().get_autocommit()
 
-    def set_autocommit(self, *args: Any, **kwargs: Any) -> None:
+    def set_autocommit(self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False) -> None:  # noqa: FBT001, FBT002
         with self.guard:
-            super().set_autocommit(*args, **kwargs)
+            super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
 
     # After use
 
