@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any, Literal
 
+from django.conf import Settings as DjangoSettings
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 
@@ -126,12 +127,20 @@ _logged: set[Problem] = set()
 
 def _load() -> tuple[Settings, list[Problem]]:
     global _cached
-    raw = getattr(django_settings, "CONN_GUARD", _ABSENT)
+    raw = _raw()
     cached = _cached
     # An overridden setting is another object, so identity is enough and no signal is needed.
     if cached is None or cached[0] is not raw:
         _cached = cached = (raw, parse(raw))
     return cached[1]
+
+
+def _raw() -> object:
+    # Each request asks, and Django takes long to say that a setting is absent: it raises.
+    module: Any = django_settings._wrapped
+    if type(module) is DjangoSettings and "CONN_GUARD" not in vars(module):
+        return _ABSENT
+    return getattr(django_settings, "CONN_GUARD", _ABSENT)
 
 
 class _WrongValueError(Exception):

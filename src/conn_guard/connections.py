@@ -258,6 +258,8 @@ def _is_current(wrapper: BaseDatabaseWrapper) -> bool:
 class RequestScope:
     """The connections of one request: those that it found open, and those that it opened, with the thread of each."""
 
+    __slots__ = ("close_found", "finished", "found", "found_in_transaction", "keep_persistent", "opened", "view")
+
     def __init__(self, *, view: Callable[[], str], keep_persistent: bool, close_found: bool = False) -> None:
         """Begin a request. *view* names it. *keep_persistent*: what CONN_MAX_AGE keeps stays open. *close_found*: what the
         request found open is closed as well.
@@ -374,6 +376,8 @@ class JobScope(RequestScope):
 
     Only a transaction that was open before the job is left alone: that of a test which runs a worker in its own thread.
     """
+
+    __slots__ = ()
 
     def __init__(self, name: Callable[[], str]) -> None:
         """Begin a job on this thread; *name* names it."""

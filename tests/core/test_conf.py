@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conn_guard import conf
 from conn_guard.conf import KEYS, Budget, Settings, parse, parse_duration
 
 JSONISH = st.recursive(
@@ -132,3 +133,22 @@ def test_a_duration_is_read(text, seconds):
 def test_what_is_no_duration_is_refused_in_one_line(text):
     with pytest.raises(ValueError, match=r"^'.*' is (not a|too long a) duration: write .*\.$"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize("present_at_first", [True, False])
+def test_what_is_assigned_to_the_settings_counts_at_once_and_so_does_its_absence(settings, present_at_first):
+    if present_at_first:
+        settings.CONN_GUARD = {"CLOSE": "never"}
+        assert conf.current().close == "never"
+    del settings.CONN_GUARD
+    assert conf.current().close == "auto"
+    settings.CONN_GUARD = {"CLOSE": "always"}
+    assert conf.current().close == "always"
+
+
+def test_a_setting_that_the_project_module_never_had_is_seen_when_it_comes(monkeypatch):
+    for value, close in (({"CLOSE": "never"}, "never"), ({"CLOSE": "always"}, "always")):
+        with monkeypatch.context() as patch:
+            patch.setattr("django.conf.settings.CONN_GUARD", value, raising=False)
+            assert conf.current().close == close
+        assert conf.current().close == "auto"
