@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from dataclasses import replace
@@ -663,6 +664,40 @@ def test_text_is_one_line_a_session_and_one_line_an_alias(session_factory, reste
     assert total.startswith("default ")
     assert "  idle 1  signalled 1  spared 0  gone 1  survivors 0  " in total
     assert "\x1b" not in line + total
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_shows_a_bar_while_many_sessions_are_acted_on(session_factory, rested, monkeypatch):
+    for many, shown in ((2, False), (1, True)):
+        monkeypatch.setattr("conn_guard.management.commands.idle_reaper.WORTH_A_BAR", many)
+        session_factory(), session_factory()
+        arguments, terminal, plain = rested(), Terminal(), io.StringIO()
+        call_command("idle_reaper", *arguments, "--dry-run", stdout=io.StringIO(), stderr=plain)
+        assert "#" not in plain.getvalue()
+        call_command("idle_reaper", *arguments, stdout=io.StringIO(), stderr=terminal)
+        bar = f"\r[{'#' * 40}] 2/2"
+        assert (bar in terminal.getvalue()) is shown
+        assert terminal.getvalue().endswith("\x1b[K") is shown  # and clears it away
+
+
+def test_a_terminal_gets_colours_and_a_file_gets_none(session_factory, rested, monkeypatch):
+    session_factory()
+    arguments = (*rested(), "--dry-run")
+    for stream, options, painted in (
+        (Terminal(), {"force_color": True}, True),
+        (io.StringIO(), {"force_color": True}, True),
+        (Terminal(), {"no_color": True}, False),
+        (io.StringIO(), {}, False),
+    ):
+        call_command("idle_reaper", *arguments, stdout=stream, stderr=io.StringIO(), **options)
+        assert ("\x1b[" in stream.getvalue().splitlines()[-1]) is painted
+        assert "\x1b" not in stream.getvalue().splitlines()[0]
 
 
 def test_cron_hears_nothing_of_a_success(session_factory, rested, capsys):

@@ -72,13 +72,17 @@ def rest(server, count):
 # The server, and the way to it
 
 
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
+@pytest.mark.parametrize("mode", ["fast", "immediate", "crash"])
 def test_a_server_that_goes_in_the_middle_of_a_run(server, before_signal, monkeypatch, mode):
     sessions, arguments = rest(server, 3)
 
     def restart(_):
         server.forget()
-        server.server.restart(mode)
+        if mode == "crash":  # one process dies, and the server ends all others and recovers from its log
+            os.kill(sessions[2].pid, signal.SIGKILL)
+            until(lambda: not _runs(sessions[2].pid))
+        else:
+            server.server.restart(mode)
 
     before_signal(2, restart)
     with server.alias():
@@ -91,8 +95,18 @@ def test_a_server_that_goes_in_the_middle_of_a_run(server, before_signal, monkey
         sums = {key: run.summary[key] for key in ("signalled", "failed", "gone", "survivors", "exit")}
         assert sums == {"signalled": 1, "failed": 1, "gone": None, "survivors": None, "exit": 5}
         monkeypatch.undo()
+        # Also while it recovers: whoever comes too early is tried again.
+        assert reap(*arguments).exit_code == 0
         sessions, arguments = rest(server, 1)
         assert reap(*arguments).fate(sessions[0]) == ("signalled", None)
+
+
+def _runs(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_staying_outlives_a_restart_of_the_server(server, tmp_path):
