@@ -219,14 +219,19 @@ class Cell(NamedTuple):
 
 
 def quick_cells() -> dict[Cell, list[str]]:
-    """Return three cells on servers other than the embedded one, the first with the oldest Django and the other driver."""
+    """Return three cells on servers other than the embedded one, the first with the oldest Django and the other driver.
+
+    Where only the server is another, what talks to the server's own views is run.
+    """
     oldest = "3.10" if find_python("3.10") else THIS_PYTHON
     newest = "3.12" if find_python("3.12") else THIS_PYTHON
     django = PYTHONS.get(newest, ["6.1"])[-1]
+    reaper = [f"tests/postgres/{path.name}" for path in sorted(HERE.glob("tests/postgres/test_reaper*.py"))]
+    of_the_server = [*reaper, "tests/postgres/test_server_checks.py"]
     return {
         Cell(oldest, "4.2", "psycopg2", "14"): ["tests/django", "tests/postgres"],
-        Cell(newest, django, "psycopg", "15"): ["tests/postgres"],
-        Cell(newest, django, "psycopg", "17"): ["tests/postgres"],
+        Cell(newest, django, "psycopg", "15"): of_the_server,
+        Cell(newest, django, "psycopg", "17"): of_the_server,
     }
 
 
@@ -280,9 +285,14 @@ def run_cell(cell: Cell, arguments: Sequence[str]) -> str:
     pins = "\n".join([*lines, *(f"{package}=={release}" for package, release in cell.releases.items())])
     wanted = [".[test]"] + (["psycopg2-binary"] if cell.driver == "psycopg2" else [])
     inside = environment(*wanted, name=cell.name.rpartition("-")[0], python=python, pins=pins)
-    command = [inside, "-m", "pytest", "-q", "--tb=short", "--no-header", *arguments]
-    code = run(command, PG_BINDIR=find_postgres(cell.postgres), DATABASE_URL=None)
-    return f"failed: pytest ended with {code}" if code else "passed"
+    cache = f"cache_dir={ENVIRONMENTS / 'tested' / cell.name}"
+    command = [inside, "-m", "pytest", "-q", "--tb=short", "--no-header", "-o", cache, *arguments]
+    around = {"PG_BINDIR": find_postgres(cell.postgres), "DATABASE_URL": None}
+    code = run(command, **around)
+    if code != 1:
+        return f"failed: pytest ended with {code}" if code else "passed"
+    # Beside a second worker on two cores a server may answer too late.
+    return "failed, twice" if run([*command, "--last-failed", "-n", "0"], **around) else "passed at a second look"
 
 
 def matrix(arguments: list[str]) -> int:
@@ -303,8 +313,9 @@ def matrix(arguments: list[str]) -> int:
         say(f"{cell.name}: {' '.join(paths)}")
         results[cell.name] = run_cell(cell, [*paths, *passed_on])
     print("\n".join(f"{name:40} {result}" for name, result in results.items()))
+    verdicts = {re.split(r"\W", result)[0] for result in results.values()}
     # A run in which every Python is absent has shown nothing.
-    return int(any(r.startswith("failed") for r in results.values()) or "passed" not in results.values())
+    return int("failed" in verdicts or "passed" not in verdicts)
 
 
 COMMANDS = {each.__name__: each for each in (demo, test, lint, wheel, leaks, matrix, pin)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import shutil
@@ -118,6 +119,33 @@ def test_the_matrix_names_its_cells():
     assert "py3.10-django4.2-psycopg2-pg14" in done.stdout.split()
     done = subprocess.run([*listing[:-1], "no-such-cell"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "dev.py: no cell is so named; dev.py matrix --list shows them.\n")
+
+
+@pytest.mark.parametrize(
+    ("codes", "verdict", "ends_with"),
+    [
+        ([0], "passed", 0),
+        ([1, 0], "passed at a second look", 0),
+        ([1, 1], "failed, twice", 1),
+        ([5], "failed: pytest ended with 5", 1),
+    ],
+)
+def test_a_cell_of_the_matrix_is_looked_at_once_more_where_a_test_failed(monkeypatch, capsys, codes, verdict, ends_with):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return codes[len(commands) - 1]
+
+    monkeypatch.syspath_prepend(ROOT)
+    dev = importlib.import_module("dev")
+    monkeypatch.setattr(dev, "environment", lambda *_, **__: Path("python"))
+    monkeypatch.setattr(dev, "find_python", lambda _: "python")
+    monkeypatch.setattr(dev, "find_postgres", lambda _: "bin")
+    monkeypatch.setattr(dev, "run", run)
+    assert dev.matrix(["py3.10-django4.2-psycopg2-pg14"]) == ends_with
+    assert capsys.readouterr().out.split(maxsplit=1) == ["py3.10-django4.2-psycopg2-pg14", verdict + "\n"]
+    assert [("--last-failed" in command) for command in commands] == [False, True][: len(codes)]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "constraints").iterdir()), ids=lambda path: path.name)
