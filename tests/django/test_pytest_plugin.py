@@ -110,7 +110,9 @@ def test_every_leak_fails_its_test_and_shows_where_it_was_opened(run):
     result.stdout.no_fnmatch_line('*File "*asgiref*')
 
 
-def test_what_is_closed_lent_kept_on_purpose_or_gone_is_no_leak(run):
+@pytest.mark.parametrize("engine", ["django.db.backends.postgresql", "conn_guard.engine.postgresql"])
+def test_what_is_closed_lent_kept_on_purpose_or_gone_is_no_leak(run, monkeypatch, engine):
+    monkeypatch.setenv("PLUGIN_ENGINE", engine)
     result = run("--conn-guard=error", "clean.py")
     assert result.ret == pytest.ExitCode.OK
     assert result.parseoutcomes()["passed"] >= len(named_in("clean.py")) - 1
@@ -179,7 +181,7 @@ def test_with_a_fixture_that_leaks(leaves, no_leaked_connections):
 
 @pytest.mark.usefixtures("hasty")
 def test_under_xdist(run):
-    result = run("--conn-guard=error", "-n2", "leaks.py", "-k", "died or two or copy")
+    result = run("--conn-guard=error", "-n2", "leaks.py", "clean.py", "-k", "died or two or copy or the_fixture or live_server")
     assert names(result, "ERROR") == {name for name in named_in("leaks.py") if re.search("died|two|copy", name)}
 
 

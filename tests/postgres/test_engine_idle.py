@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import math
 import os
 import subprocess
@@ -369,8 +370,13 @@ def test_threads_that_rest_and_work_lose_nothing(guarded, settings, table, ask, 
                 # About as long as the limit: now the thread comes first, now the keeper.
                 threading.Event().wait(0.04 + 0.01 * (turn // 100 % 5))
 
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(1, threads + 1), timeout=300))
+    # Threads that wait for each other would be waited for: all of them show where, and the process ends.
+    faulthandler.dump_traceback_later(300, exit=True, file=sys.__stderr__)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, range(1, threads + 1)))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     counted = ask(f"SELECT n FROM {table} ORDER BY id")
     assert counted == [(threads * len(range(50, times, 100)),)] + [(times,)] * threads
     assert len(pids) > threads, "some were closed meanwhile"

@@ -56,6 +56,15 @@ def test_the_tests_own_connections():
     query("lasting")
 
 
+def test_the_fixture_db(db):
+    query()
+
+
+def test_the_fixture_transactional_db(transactional_db):
+    query()
+    in_thread(closing_connections(query))
+
+
 def test_the_tests_own_connection_without_pytest_djangos_care(django_db_setup, django_db_blocker):
     with django_db_blocker.unblock():
         query()
