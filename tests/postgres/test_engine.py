@@ -79,6 +79,14 @@ def test_a_debugging_cursor_goes_on_as_well(guarded):
     assert [query["sql"] for query in guarded.wrapper.queries_log] == ["SELECT 1", "SELECT 2"]
 
 
+def test_a_server_side_cursor_begins_on_a_living_session(alias):
+    alias.pid()
+    alias.end_sessions()
+    with alias.wrapper.chunked_cursor() as cursor:
+        cursor.execute("SELECT 1")
+        assert cursor.fetchall() == [(1,)]
+
+
 def test_an_atomic_block_begins_on_a_living_session(guarded, table):
     guarded.pid()
     guarded.end_sessions()

@@ -82,7 +82,8 @@ def test_a_child_that_is_forked_without_pythons_knowledge_is_noticed_at_its_firs
 
     def first_use():
         if not rested:
-            guarded.wrapper.tenure.used_at = time.monotonic()
+            # A forked process is slow at first: a moment ago, however long it takes.
+            guarded.wrapper.tenure.used_at = time.monotonic() + 1
         return guarded.pid()
 
     assert int(in_child(first_use, fork_in_c)) != parent
