@@ -192,6 +192,19 @@ def test_state_that_every_connect_makes_is_no_reason(guarded):
     connection_created.disconnect(receive)
 
 
+def test_state_made_out_of_sight_is_lost_unless_it_is_pinned(guarded):
+    """A limit, and documented as one."""
+    out_of_sight = "DO $$ BEGIN EXECUTE 'SET statement_time' || 'out = 50000'; END $$"
+    guarded.query(out_of_sight)
+    guarded.end_sessions()
+    assert guarded.query("SHOW statement_timeout") != [("50s",)]
+    with pin(guarded.name):
+        guarded.query(out_of_sight)
+        guarded.end_sessions()
+        with pytest.raises(BROKEN):
+            guarded.query("SHOW statement_timeout")
+
+
 def test_a_pinned_connection_is_missed_by_the_caller(guarded):
     with pin(guarded.name):
         guarded.pid()
