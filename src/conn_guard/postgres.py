@@ -6,12 +6,12 @@ import logging
 import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from django.db import Error, connections
+from django.db import Error, NotSupportedError, connections
 from django.db.utils import load_backend
 
 from conn_guard.origins import unstamped
@@ -311,11 +311,11 @@ class Server:
         parameters = [note, *(value for session in sessions for value in _signal_parameters(session))]
         refused: list[bool | Error] = []
         try:
-            self._run(BEGIN_NOTE + SIGNAL * len(sessions), parameters)
+            (told,) = self._row(f"{BEGIN_NOTE}{SIGNAL * len(sessions)}; {READ_NOTE}", parameters)
         except Error as error:
             self._run(ROLLBACK)
             refused = [error]
-        (told,) = self._row(READ_NOTE)
+            (told,) = self._row(READ_NOTE)
         return [*(answer == "y" for answer in told[len(note) :] if told.startswith(note)), *refused]
 
     def still_there(self, sessions: Iterable[Session]) -> list[Session]:
@@ -369,10 +369,10 @@ class Server:
         except Error:
             return None
 
-    def _row(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Any:
+    def _row(self, statement: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None) -> Any:
         return self._rows(statement, parameters)[0]
 
-    def _rows(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[Any]:
+    def _rows(self, statement: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None) -> list[Any]:
         return self._run(statement, parameters) or []
 
     def _run(self, statement: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None) -> list[Any] | None:
@@ -381,6 +381,10 @@ class Server:
         try:
             with self._connection.cursor() as cursor:
                 cursor.execute(statement, parameters)
+                # Of several statements psycopg2 shows the last one's rows, and psycopg 3 the first one's until told to go on.
+                with suppress(NotSupportedError):
+                    while cursor.nextset():
+                        pass
                 return list(cursor.fetchall()) if cursor.description else None
         except Error as error:
             if self._connection.connection is None or self._connection.connection.closed:
