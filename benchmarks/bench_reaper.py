@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import importlib.util
 import multiprocessing
 import os
 import random
@@ -339,6 +340,8 @@ def main() -> None:
     options = parser.parse_args()
     if "pgactivity" in options.methods and not options.pgactivity:
         parser.error("--pgactivity names a Python in which django-pgactivity is installed")
+    if importlib.util.find_spec("psycopg") is None:
+        parser.error("the methods that we compare with are written for psycopg 3: pip install 'psycopg[binary]'")
     options.sessions = options.sessions or ([500] if options.what == "race" else [100, 500, 1500])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))

@@ -9,16 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import pytest
 from django.db import connections
 
+from conn_guard.reaper import CONNECT_FOR
 from tests.polling import until
 from tests.programs import free_port
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 SETTINGS = """
+{prelude}
 from tests.settings import *
 DATABASES["default"].update({changes!r})
 CONN_GUARD = {conn_guard!r}
@@ -41,11 +44,11 @@ def start(tmp_path) -> Iterator[Callable[..., Process]]:
     running: list[Process] = []
     known = connections["default"].settings_dict
 
-    def start_process(*arguments: str, conn_guard: object = None, **changes: object) -> Process:
+    def start_process(*arguments: str, conn_guard: object = None, prelude: str = "", **changes: object) -> Process:
         module = f"settings_{len(running)}"
         changes = {"NAME": known["NAME"], **changes}
         conn_guard = {} if conn_guard is None else conn_guard
-        (tmp_path / f"{module}.py").write_text(SETTINGS.format(changes=changes, conn_guard=conn_guard))
+        (tmp_path / f"{module}.py").write_text(SETTINGS.format(changes=changes, conn_guard=conn_guard, prelude=prelude))
         path = os.pathsep.join([str(tmp_path), *(each for each in sys.path if each)])
         process = Process(
             [sys.executable, "-m", "django", "idle_reaper", *arguments],
@@ -132,10 +135,12 @@ def test_a_wrong_setting_is_one_line_and_exit_2(start, conn_guard, line):
 
 
 def test_an_unreachable_server_is_tried_for_a_while_and_then_exit_5(start):
+    assert timedelta(seconds=30) == CONNECT_FOR
+    shorter = "import datetime; from conn_guard import reaper; reaper.CONNECT_FOR = datetime.timedelta(seconds=3)"
     began = time.monotonic()
-    exit_code, stdout, stderr = start(HOST="127.0.0.1", PORT=str(free_port()), PASSWORD="s3cret").end()
+    exit_code, stdout, stderr = start(HOST="127.0.0.1", PORT=str(free_port()), PASSWORD="s3cret", prelude=shorter).end()
     assert (exit_code, stdout) == (5, "")
-    assert time.monotonic() - began >= 30
+    assert time.monotonic() - began >= 3
     assert stderr.startswith("CommandError: default: can't connect: ")
     assert "pg_use_reserved_connections" in stderr
     assert stderr.count("\n") == 1
