@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 from weakref import WeakKeyDictionary, WeakSet, ref
 
-from asgiref.sync import iscoroutinefunction, sync_to_async
+from asgiref.sync import SyncToAsync, iscoroutinefunction, sync_to_async
 from django.db import connections
 from django.db.backends.signals import connection_created
 
@@ -60,6 +60,8 @@ def _own(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
             owner = _thread_owner()
             owner.wrappers.add(connection)
             owner.scope = scope
+            if scope is not None and scope.finished:
+                _own_after_request(connection)
         else:
             own_in_context(connection, loop)
     except Exception:
@@ -107,8 +109,32 @@ class _ContextOwner:
             loop.call_soon_threadsafe(_close_unless_seen, wrapper)
 
 
+class _LateOwner:
+    """One connection opened after its request was over, on a thread of asgiref's, held by the task that asked for it.
+
+    That thread ends with the context of the request, which Django before 6.1 often leaves in a cycle.
+    """
+
+    def __init__(self, wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLoop) -> None:
+        self.wrapper = ref(wrapper)
+        self.loop = ref(loop)
+        self.pid = os.getpid()
+        # It leads asgiref back to the same thread, and doesn't hold this owner yet.
+        self.context = contextvars.copy_context()
+
+    def __del__(self, getpid: Callable[[], int] = os.getpid, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        loop = self.loop()
+        if getpid() != self.pid or finalizing() or loop is None:
+            return
+        # Where the loop is closed, the end of the thread is left to close it.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_close_on_its_thread, self.wrapper, context=self.context)
+
+
 _local = threading.local()
-_context_owners: contextvars.ContextVar[tuple[_ContextOwner, ...]] = contextvars.ContextVar("conn_guard_owners", default=())
+_context_owners: contextvars.ContextVar[tuple[_ContextOwner | _LateOwner, ...]] = contextvars.ContextVar(
+    "conn_guard_owners", default=()
+)
 
 
 def _thread_owner() -> _ThreadOwner:
@@ -147,6 +173,14 @@ def own_from_birth(wrapper: BaseDatabaseWrapper) -> None:
         own_in_context(wrapper, loop)
 
 
+def _own_after_request(wrapper: BaseDatabaseWrapper) -> None:
+    """Let the task whose synchronous code opens *wrapper* own it; asgiref hands it what is set in this context."""
+    loop = getattr(SyncToAsync.threadlocal, "main_event_loop", None)
+    owners = [owner for owner in _context_owners.get() if owner.wrapper() is not None]
+    if loop is not None and not any(owner.wrapper() is wrapper for owner in owners):
+        _context_owners.set((*owners, _LateOwner(wrapper, loop)))
+
+
 def _close_after(task: asyncio.Task[Any], wrapper: BaseDatabaseWrapper) -> None:
     # In an empty context: a callback would hold a copy of this one, and with it the owner.
     task.add_done_callback(functools.partial(_task_done, ref(wrapper)), context=contextvars.Context())
@@ -176,6 +210,22 @@ def _close_unless_seen(wrapper: BaseDatabaseWrapper) -> None:
 
 def _sees(context: contextvars.Context, wrapper: BaseDatabaseWrapper) -> bool:
     return any(owner.wrapper() is wrapper for owner in context.get(_context_owners, ())) or context.run(_is_current, wrapper)
+
+
+def _close_on_its_thread(wrapper_ref: ref[BaseDatabaseWrapper]) -> None:
+    task = asyncio.ensure_future(sync_to_async(_close_here, thread_sensitive=True)(wrapper_ref))
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
+
+
+_closing: set[asyncio.Future[None]] = set()
+
+
+def _close_here(wrapper_ref: ref[BaseDatabaseWrapper]) -> None:
+    wrapper: Any = wrapper_ref()
+    # What a call that was not thread-sensitive opened is on another thread, which may be at work on it.
+    if wrapper is not None and wrapper._thread_ident == threading.get_ident():
+        _abandon_outside_transaction(wrapper)
 
 
 # Closing

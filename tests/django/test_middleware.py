@@ -8,10 +8,12 @@ import gc
 import io
 import logging
 import pickle
+import sys
 import weakref
 
 import django
 import pytest
+from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
@@ -28,6 +30,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consu
 
 MIDDLEWARE = "conn_guard.middleware.ConnectionGuardMiddleware"
 SYNC = f"{__name__}.sync_only"
+
+leaves_contexts_in_cycles = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="on Python 3.10 a call of sync_to_async leaves its context to the garbage collector"
+)
 
 
 @sync_only_middleware
@@ -347,6 +353,54 @@ def test_asgi_a_client_that_leaves_leaves_nothing(url_alias, observer, view):
 
     asyncio.run(main())
     assert observer.settled(url_alias, 0)
+
+
+@leaves_contexts_in_cycles
+def test_asgi_what_a_task_opens_after_the_response_ends_with_the_task(url_alias, observer, monkeypatch):
+    assert after_the_response(url_alias, observer, monkeypatch, urls.query) == ({"idle"}, True)
+
+
+@leaves_contexts_in_cycles
+def test_asgi_a_transaction_that_a_task_leaves_after_the_response_ends_with_the_thread(url_alias, observer, monkeypatch):
+    def begin():
+        transaction.atomic(using=url_alias).__enter__()
+        urls.query()
+
+    assert after_the_response(url_alias, observer, monkeypatch, begin) == ({"idle in transaction"}, False)
+    urls.LATER.clear()
+    assert observer.settled(url_alias, 0)
+
+
+def test_asgi_a_task_does_not_close_what_another_thread_may_be_using(url_alias, observer, monkeypatch):
+    assert after_the_response(url_alias, observer, monkeypatch, urls.query, thread_sensitive=False) == ({"idle"}, False)
+
+
+def after_the_response(alias, observer, monkeypatch, query, *, thread_sensitive=True):
+    """Query twice in a task that outlives its request; return the states of its sessions, and whether they end with it."""
+    query = sync_to_async(query, thread_sensitive=thread_sensitive)
+
+    async def main():
+        over, asked, ends = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def task():
+            await over.wait()
+            await query()
+            await query()
+            asked.set()
+            await ends.wait()
+
+        monkeypatch.setattr(urls, "AFTER_THE_RESPONSE", [task])
+        monkeypatch.setattr(urls, "LATER", [])
+        await asgi("/starts_a_task/")
+        over.set()
+        await asyncio.wait_for(asked.wait(), 10)
+        states = set(await asyncio.to_thread(observer.states, alias))
+        ends.set()
+        await urls.LATER.pop(0)
+        await asyncio.sleep(0.2)
+        return states, not await asyncio.to_thread(observer.states, alias)
+
+    return asyncio.run(main())
 
 
 @pytest.mark.parametrize("max_age", [0, None])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import io
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.core.signals import request_finished
@@ -12,6 +15,8 @@ from django.http import FileResponse, HttpResponse, StreamingHttpResponse
 from django.urls import path
 
 ALIASES: list[str] = []
+AFTER_THE_RESPONSE: list[Callable[[], Coroutine[Any, Any, None]]] = []
+LATER: list[Any] = []
 
 
 def query() -> None:
@@ -130,6 +135,13 @@ async def unsafe(request):
     return HttpResponse(b"unsafe")
 
 
+async def starts_a_task(request):
+    """Leave work for after the response, and keep the request's context as a cycle would, and with it asgiref's thread."""
+    LATER.append(asyncio.create_task(AFTER_THE_RESPONSE[0]()))
+    LATER.append(contextvars.copy_context())
+    return HttpResponse(b"starts_a_task")
+
+
 async def waits(request):
     await sync_to_async(query)()
     await asyncio.sleep(30)
@@ -155,5 +167,6 @@ urlpatterns = [
         aplain,
         unsafe,
         waits,
+        starts_a_task,
     )
 ]

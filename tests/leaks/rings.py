@@ -53,10 +53,10 @@ NEEDS_ENGINE_WITH_A_POOL = {
     "copy_dropped": "a dropped wrapper that the collector finds before its thread ends takes its slot along",
 }
 
-# Django before 6.1, where the client leaves first, keeps the finished request's context in a cycle; asgiref, which makes a new
-# thread for what queries after the request, ends it with that context.
-WAITS_FOR_COLLECTOR_BEFORE_6_1 = {
-    "create_task": "Django before 6.1 can leave a finished request, and the thread of what queries after it, to the collector",
+# asgiref makes a new thread for what queries after the request, and ends it with the request's context, which Django before 6.1
+# often leaves in a cycle. Only a middleware knows that the request is over.
+NEEDS_MIDDLEWARE_BEFORE_6_1 = {
+    "create_task": "Django before 6.1 often leaves a finished request, and the thread of what queries later, to the collector",
 }
 
 PERSISTENT_THREADS = "CONN_MAX_AGE asks for it: at most one session for each thread and alias"
@@ -83,8 +83,8 @@ def expectation(column: str, server: str, mechanism: str, setting: str, django: 
         reason = _needs_more(column, server, mechanism, setting)
         if reason:
             return Expectation(None, reason)
-        if mechanism in WAITS_FOR_COLLECTOR_BEFORE_6_1 and django != "6.1":
-            return Expectation(None, WAITS_FOR_COLLECTOR_BEFORE_6_1[mechanism])
+        if column == "app" and mechanism in NEEDS_MIDDLEWARE_BEFORE_6_1 and django != "6.1":
+            return Expectation(None, NEEDS_MIDDLEWARE_BEFORE_6_1[mechanism])
         if server == "runserver" and django == "4.2":
             # Django 4.2 leaves the connection of runserver's check of migrations open, on the main thread.
             return Expectation(1, "runserver's main thread lives on with the connection of its check of migrations")

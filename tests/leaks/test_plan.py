@@ -57,8 +57,8 @@ def test_every_environment_with_a_pool_measures_it():
         ("middleware", "gunicorn-gthread", "copy_dropped", "0", 0),
         ("middleware", "gunicorn-gthread", "two_aliases", "None", 16),
         ("middleware", "gunicorn-gevent", "sync_query", "None", 0),
-        ("middleware", "uvicorn", "create_task", "0", None),
-        ("engine", "uvicorn", "create_task", "0", 0),
+        ("app", "uvicorn", "create_task", "0", None),
+        ("middleware", "uvicorn", "create_task", "0", 0),
     ],
 )
 def test_a_column_owes_what_its_ring_covers(column, server, mechanism, setting, at_most):
