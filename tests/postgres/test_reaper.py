@@ -349,22 +349,23 @@ def _settled(ask, pid):
     return rows[0] if rows and rows[0][1] else None
 
 
-def test_each_victim_of_a_message_is_looked_at_afresh(session_factory, server, listed, alive, ask):
+def test_each_victim_of_a_message_is_looked_at_afresh(session_factory, server, application_name, alive, ask):
     """Whoever wakes while another is signalled is spared, because each has a transaction of its own."""
-    session = session_factory()
-    before = listed()
-    look, wait = "SELECT count(*) FROM pg_stat_activity", "SELECT pg_sleep(0.5)"
-    parameters = ["1:", *_signal_parameters(before)]
+    sessions = {session.pid: session for session in (session_factory(), session_factory())}
+    victim, other = (each for each in server.list_sessions() if each.application_name == application_name)
+    session = sessions[other.pid]
+    ((own,),) = server._rows("SELECT pg_backend_pid()")
+    parameters = ["1:", *_signal_parameters(victim), *_signal_parameters(other)]
 
     def wake():
-        until(lambda: ask("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE %s", [f"%{look}%"]))
+        until(lambda: ask("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND pid = %s", [own]))
         session.execute("SELECT 'awake'")
 
     thread = threading.Thread(target=wake)
     thread.start()
-    server._run(f"{BEGIN_NOTE}; BEGIN; {look}; COMMIT; {wait}{SIGNAL}", parameters)
+    server._run(f"{BEGIN_NOTE}{SIGNAL}; SELECT pg_sleep(0.5){SIGNAL}", parameters)
     thread.join()
-    assert server._rows(READ_NOTE) == [("1:n",)]
+    assert server._rows(READ_NOTE) == [("1:yn",)]
     assert alive(session)
 
 
