@@ -46,6 +46,7 @@ def test_a_second_look_in_a_transaction_is_none(server, consistency):
         if line.startswith("--"):
             session.execute("SELECT 'awake'")
             server.rested(session)
+            continue
         rows = looking.execute(line.replace("4711", str(session.pid)))
         instants += [state_change for (state_change,) in rows if "state_change" in line]
     first, second, third = instants
@@ -97,6 +98,7 @@ def test_the_servers_own_timeout_does_not_reach_who_is_there_already(server):
 
 
 def test_the_benchmarks_of_the_page_run():
+    pytest.importorskip("psycopg")
     for block in blocks("sh"):
         program, script, *arguments = block.split()
         assert program == "python"
