@@ -133,7 +133,9 @@ def run_clients(port: int, count: int, rest: float, orders: Connection) -> None:
             client.is_waiting, client.received = False, b""
             rest_now(client)
 
-    while True:
+    # A parent that was killed sends no order to stop, and its end of the pipe is open here too.
+    parent = os.getppid()
+    while os.getppid() == parent:
         if orders.poll():
             order = orders.recv()
             if order == "refill":
