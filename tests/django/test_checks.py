@@ -469,7 +469,9 @@ def test_each_driver_has_options_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("importable", "driver"), [({"psycopg", "psycopg2"}, "psycopg"), ({"psycopg2"}, "psycopg2"), (set(), None)], ids=str
+    ("importable", "driver"),
+    [({"psycopg", "psycopg2"}, "psycopg"), ({"psycopg2"}, "psycopg2"), (set(), None)],
+    ids=["both", "psycopg2", "none"],
 )
 def test_django_takes_psycopg_3_wherever_it_can_be_imported(monkeypatch, importable, driver):
     monkeypatch.setattr("conn_guard.checks.project._is_importable", lambda name: name in importable)
