@@ -7,9 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import coverage
 import pytest
 
 from tests import polling, programs
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write what was measured: execnet ends a worker of pytest-xdist before coverage would."""
+    if hasattr(session.config, "workerinput") and (measuring := coverage.Coverage.current()):
+        measuring.save()
 
 
 class Session:
