@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
-import coverage
 import pytest
 
 from tests import polling, programs
@@ -16,7 +16,8 @@ from tests import polling, programs
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write what was measured: execnet ends a worker of pytest-xdist before coverage would."""
-    if hasattr(session.config, "workerinput") and (measuring := coverage.Coverage.current()):
+    coverage = sys.modules.get("coverage")
+    if coverage and hasattr(session.config, "workerinput") and (measuring := coverage.Coverage.current()):
         measuring.save()
 
 
