@@ -213,12 +213,19 @@ def _sees(context: contextvars.Context, wrapper: BaseDatabaseWrapper) -> bool:
 
 
 def _close_on_its_thread(wrapper_ref: ref[BaseDatabaseWrapper]) -> None:
-    task = asyncio.ensure_future(sync_to_async(_close_here, thread_sensitive=True)(wrapper_ref))
+    task = asyncio.ensure_future(_close_there(wrapper_ref))
     _closing.add(task)
     task.add_done_callback(_closing.discard)
 
 
+# The loop itself holds its tasks weakly.
 _closing: set[asyncio.Future[None]] = set()
+
+
+async def _close_there(wrapper_ref: ref[BaseDatabaseWrapper]) -> None:
+    # asgiref raises where the thread has ended, which closed what it owned.
+    with contextlib.suppress(RuntimeError):
+        await sync_to_async(_close_here, thread_sensitive=True)(wrapper_ref)
 
 
 def _close_here(wrapper_ref: ref[BaseDatabaseWrapper]) -> None:

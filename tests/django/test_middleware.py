@@ -22,6 +22,7 @@ from django.http import HttpResponse
 from django.test import AsyncClient, Client, RequestFactory
 from django.utils.decorators import sync_only_middleware
 
+from conn_guard import connections as room
 from conn_guard.middleware import ConnectionGuardMiddleware
 from tests.django import urls
 
@@ -373,6 +374,24 @@ def test_asgi_a_transaction_that_a_task_leaves_after_the_response_ends_with_the_
 
 def test_asgi_a_task_does_not_close_what_another_thread_may_be_using(url_alias, observer, monkeypatch):
     assert after_the_response(url_alias, observer, monkeypatch, urls.query, thread_sensitive=False) == ({"idle"}, False)
+
+
+def test_asgi_a_task_that_reopens_after_the_response_gathers_no_owners(url_alias, observer, monkeypatch):
+    owners = []
+
+    def reopen():
+        urls.query()
+        connections[url_alias].close()
+        urls.query()
+        owners.append(room._context_owners.get())
+
+    after_the_response(url_alias, observer, monkeypatch, reopen)
+    assert [len(each) for each in owners] == [1, 1]
+
+
+def test_asgi_a_task_that_ends_within_the_request_leaves_it_its_session(url_alias, observer):
+    assert asyncio.run(asgi("/asks_two_tasks/")) == b"the same"
+    assert observer.settled(url_alias, 0)
 
 
 def after_the_response(alias, observer, monkeypatch, query, *, thread_sensitive=True):

@@ -142,6 +142,21 @@ async def starts_a_task(request):
     return HttpResponse(b"starts_a_task")
 
 
+async def asks_two_tasks(request):
+    """Query in one task after the other, and tell whether both had the same session."""
+    pids = []
+    for _ in range(2):
+        pids.append(await asyncio.create_task(sync_to_async(backend_pid)()))
+        await asyncio.sleep(0.05)
+    return HttpResponse(b"the same" if len(set(pids)) == 1 else b"another")
+
+
+def backend_pid() -> int:
+    with connections[ALIASES[0]].cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return cursor.fetchone()[0]
+
+
 async def waits(request):
     await sync_to_async(query)()
     await asyncio.sleep(30)
@@ -168,5 +183,6 @@ urlpatterns = [
         unsafe,
         waits,
         starts_a_task,
+        asks_two_tasks,
     )
 ]
