@@ -157,10 +157,8 @@ def own_in_context(wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLoop
     An engine calls it as it makes the wrapper, the receiver of ``connection_created`` as it is opened. From Python 3.12 on the
     end of the task counts as well: a context may be part of a cycle, and would then wait for the garbage collector.
     """
-    owners = [owner for owner in _context_owners.get() if owner.wrapper() is not None]
-    if any(owner.wrapper() is wrapper for owner in owners):
+    if not _hold(_ContextOwner, wrapper, loop):
         return
-    _context_owners.set((*owners, _ContextOwner(wrapper, loop)))
     task = asyncio.current_task(loop)
     if task is not None and sys.version_info >= (3, 12):
         _close_after(task, wrapper)
@@ -176,9 +174,17 @@ def own_from_birth(wrapper: BaseDatabaseWrapper) -> None:
 def _own_after_request(wrapper: BaseDatabaseWrapper) -> None:
     """Let the task whose synchronous code opens *wrapper* own it; asgiref hands it what is set in this context."""
     loop = getattr(SyncToAsync.threadlocal, "main_event_loop", None)
+    if loop is not None:
+        _hold(_LateOwner, wrapper, loop)
+
+
+def _hold(kind: type[_ContextOwner | _LateOwner], wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLoop) -> bool:
+    """Let this context hold an owner of *wrapper*, and return whether it held none before."""
     owners = [owner for owner in _context_owners.get() if owner.wrapper() is not None]
-    if loop is not None and not any(owner.wrapper() is wrapper for owner in owners):
-        _context_owners.set((*owners, _LateOwner(wrapper, loop)))
+    if any(owner.wrapper() is wrapper for owner in owners):
+        return False
+    _context_owners.set((*owners, kind(wrapper, loop)))
+    return True
 
 
 def _close_after(task: asyncio.Task[Any], wrapper: BaseDatabaseWrapper) -> None:
