@@ -1,4 +1,4 @@
-"""Aliases on the engine: this room holds what the tests of ring 2 share."""
+"""Aliases on the engine, and servers of the tests' own: this room holds what the tests of rings 2 and 3 share."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.postgres.own_server import OwnServer
 
 GUARDED = "conn_guard.engine.postgresql"
 
@@ -108,3 +111,19 @@ def table(ask) -> str:
     name = f"engine_{uuid.uuid4().hex[:12]}"
     ask(f"CREATE TABLE {name} (id serial PRIMARY KEY, n int)")
     return name
+
+
+@pytest.fixture(scope="module")
+def started(django_db_blocker) -> Iterator[OwnServer]:
+    """A server of this module's own; modules that need it otherwise start theirs under the same name."""
+    from tests.postgres.own_server import own_server
+
+    with django_db_blocker.unblock(), own_server() as server:
+        yield server
+
+
+@pytest.fixture
+def server(started) -> Iterator[OwnServer]:
+    """The module's own server, cleaned after each test."""
+    yield started
+    started.clean()

@@ -36,12 +36,6 @@ def started(django_db_blocker):
 
 
 @pytest.fixture
-def server(started):
-    yield started
-    started.clean()
-
-
-@pytest.fixture
 def fill(server):
     """Return a function that takes every slot that a role can have, and gives the sessions."""
 

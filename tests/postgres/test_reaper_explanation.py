@@ -11,24 +11,11 @@ import pytest
 
 from conn_guard.postgres import PREPARE_SIGNAL, SIGNALS_A_MESSAGE
 from tests.polling import until
-from tests.postgres.own_server import own_server
 from tests.postgres.reaping import reap
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "explanation" / "what-a-reaper-can-and-cannot-do.md"
 TEXT = PAGE.read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def started(django_db_blocker):
-    with django_db_blocker.unblock(), own_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(started):
-    yield started
-    started.clean()
 
 
 def blocks(language):

@@ -35,12 +35,6 @@ def started(django_db_blocker):
 
 
 @pytest.fixture
-def server(started):
-    yield started
-    started.clean()
-
-
-@pytest.fixture
 def before_signal(monkeypatch):
     """Return a function that lets something happen just before the reaper sends its signal of that number."""
 

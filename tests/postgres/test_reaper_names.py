@@ -8,7 +8,6 @@ import pytest
 from django.core.management import call_command
 
 from conn_guard.origins import NAME_BYTES, stamp
-from tests.postgres.own_server import own_server
 from tests.postgres.reaping import reap
 
 NAMES = [
@@ -26,18 +25,6 @@ NAMES = [
     "",
 ]
 DATABASES = ['we"ird db', "two\nlines", "\x1b[31mred\x07", "%s 'x' \\", "😀" * 15]
-
-
-@pytest.fixture(scope="module")
-def started(django_db_blocker):
-    with django_db_blocker.unblock(), own_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(started):
-    yield started
-    started.clean()
 
 
 def _shown(server, session):

@@ -25,12 +25,6 @@ def started(django_db_blocker):
 
 
 @pytest.fixture
-def server(started):
-    yield started
-    started.clean()
-
-
-@pytest.fixture
 def pooler(server):
     """Return a function that puts a PgBouncer of some mode before the server."""
     opened = []

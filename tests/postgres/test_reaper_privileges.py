@@ -22,12 +22,6 @@ def started(django_db_blocker):
 
 
 @pytest.fixture
-def server(started):
-    yield started
-    started.clean()
-
-
-@pytest.fixture
 def reaper_role(server):
     """Return a function that gives a role of the reaper's own for a block, and an alias that logs in as it."""
 
