@@ -10,7 +10,6 @@ on gunicorn's gthread worker with CONN_MAX_AGE = 60 and 0.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import threading
@@ -21,7 +20,7 @@ from contextlib import closing
 from http.client import HTTPConnection
 from typing import Any
 
-from benchmarks.served import database, get, served
+from benchmarks.served import database, get, served, stay_on_one_processor
 from tests.leaks.servers import SERVERS
 
 ENGINES = {"default": "django.db.backends.postgresql", "guarded": "conn_guard.engine.postgresql"}
@@ -35,10 +34,8 @@ def main() -> None:
     parser.add_argument("--gthread", action="store_true", help="measure requests on gunicorn's gthread worker instead")
     parser.add_argument("--requests", type=int, default=2000, help="requests to each server (%(default)s)")
     options = parser.parse_args()
-    if not options.gthread and hasattr(os, "sched_setaffinity"):
-        # And with it the server. On several processors the kernel keeps one session beside its client and wakes another from
-        # afar, whichever engine it belongs to: 30 µs for one and 90 for the other.
-        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+    if not options.gthread:
+        stay_on_one_processor()
     with database() as url:
         if options.gthread:
             _print_requests(url, options.requests)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection
 
-from benchmarks.served import COLUMNS, database, get, served
+from benchmarks.served import COLUMNS, database, get, served, stay_on_one_processor
 from tests.leaks.harness import Cell, environment_of
 from tests.leaks.servers import SERVERS
 
@@ -38,8 +37,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200, help="requests in a run (%(default)s)")
     parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu", help="processor time or a client's (%(default)s)")
     options = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+    stay_on_one_processor()
     print("| interface | measured | aliases | view | bare Django | with conn_guard | ratio | interval of 95 % |")
     print("|---|---|---|---|---|---|---|---|")
     with database() as url:

@@ -16,6 +16,15 @@ from tests.leaks.servers import Server
 COLUMNS = ("django", "middleware")
 
 
+def stay_on_one_processor() -> None:
+    """Keep this process, and what it starts from now on, on one processor, where the system allows it.
+
+    On several the kernel keeps one session beside its client and wakes another from afar: 30 µs for one and 90 for the other.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+
+
 @contextmanager
 def database() -> Iterator[str]:
     """Yield the address of the server in DATABASE_URL, or of one of our own."""
