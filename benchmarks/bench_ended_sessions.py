@@ -1,8 +1,9 @@
-"""How many requests fail when the server ends sessions at rest: this room holds the table of ``docs/explanation``.
+"""How many requests fail when the server ends sessions at rest: this room holds the table of
+``docs/explanation``.
 
-``python -m benchmarks.bench_ended_sessions`` ends the sessions of every thread while all of them rest, as a reaper, an
-``idle_session_timeout`` or a failover does, with Django's own engine and with conn_guard's.
-"""
+``python -m benchmarks.bench_ended_sessions`` ends the sessions of every thread while all of them
+rest, as a reaper, an ``idle_session_timeout`` or a failover does, with Django's own engine and with
+conn_guard's."""
 
 from __future__ import annotations
 
@@ -14,7 +15,10 @@ from typing import Any
 
 from benchmarks.served import database
 
-ENGINES = {"Django's": "django.db.backends.postgresql", "conn_guard's": "conn_guard.engine.postgresql"}
+ENGINES = {
+    "Django's": "django.db.backends.postgresql",
+    "conn_guard's": "conn_guard.engine.postgresql",
+}
 KINDS: dict[str, dict[str, Any]] = {
     "CONN_MAX_AGE = 0": {"CONN_MAX_AGE": 0},
     "CONN_MAX_AGE = None": {"CONN_MAX_AGE": None},
@@ -25,7 +29,12 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=300, help="requests in a cell, a multiple of 50 (%(default)s)")
+    parser.add_argument(
+        "--requests",
+        type=int,
+        default=300,
+        help="requests in a cell, a multiple of 50 (%(default)s)",
+    )
     options = parser.parse_args()
     import django
     import environ
@@ -34,7 +43,10 @@ def main() -> None:
     with database() as url:
         databases: dict[str, dict[str, Any]] = {"default": environ.Env.db_url_config(url)}
         settings.configure(
-            DATABASES=databases, SECRET_KEY=secrets.token_hex(), INSTALLED_APPS=["conn_guard"], LOGGING_CONFIG=None
+            DATABASES=databases,
+            SECRET_KEY=secrets.token_hex(),
+            INSTALLED_APPS=["conn_guard"],
+            LOGGING_CONFIG=None,
         )
         django.setup()
         from tests.postgres.ended_sessions import SHAPES, Ended
@@ -46,13 +58,18 @@ def main() -> None:
                 cells = []
                 for shape in SHAPES.values():
                     with _alias(path, own) as (alias, end_sessions):
-                        cells.append(f"{shape(Ended(alias, end_sessions), options.requests)}/{options.requests}")
+                        cells.append(
+                            f"{shape(Ended(alias, end_sessions), options.requests)}"
+                            f"/{options.requests}"
+                        )
                 print(f"| {engine} | {kind} | {' | '.join(cells)} |", flush=True)
 
 
 @contextmanager
 def _alias(engine: str, own: dict[str, Any]) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Yield the name of an alias on *engine*, and a function that ends its sessions and waits until they have left."""
+    """Yield the name of an alias on *engine*, and a function that ends its sessions and waits until
+    they have left.
+    """
     from django.db import connections
     from django.db.backends.postgresql.base import Database
 
@@ -62,8 +79,16 @@ def _alias(engine: str, own: dict[str, Any]) -> Iterator[tuple[str, Callable[[],
     default = connections.settings["default"]
     options = {**default["OPTIONS"], **own.get("OPTIONS", {}), "application_name": name}
     connections.settings[name] = {**default, **own, "ENGINE": engine, "OPTIONS": options}
-    keys = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD", "dbname": "NAME"}
-    outside = Database.connect(**{key: default[value] for key, value in keys.items() if default[value]})
+    keys = {
+        "host": "HOST",
+        "port": "PORT",
+        "user": "USER",
+        "password": "PASSWORD",
+        "dbname": "NAME",
+    }
+    outside = Database.connect(
+        **{key: default[value] for key, value in keys.items() if default[value]}
+    )
     outside.autocommit = True
 
     def ask(statement: str, parameters: list[object]) -> list[tuple[Any, ...]]:
@@ -72,7 +97,12 @@ def _alias(engine: str, own: dict[str, Any]) -> Iterator[tuple[str, Callable[[],
             return cursor.fetchall()  # type: ignore[no-any-return]
 
     def end_sessions() -> None:
-        ended = [pid for (pid,) in ask("SELECT pid FROM pg_stat_activity WHERE application_name = %s", [name])]
+        ended = [
+            pid
+            for (pid,) in ask(
+                "SELECT pid FROM pg_stat_activity WHERE application_name = %s", [name]
+            )
+        ]
         ask("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", [ended])
         until(lambda: not ask("SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)", [ended]))
 

@@ -1,11 +1,12 @@
-"""What looking before use costs and what it buys: this room holds the ratio of the engine to Django's own.
+"""What looking before use costs and what it buys: this room holds the ratio of the engine to
+Django's own.
 
-``python -m benchmarks.bench_engine`` measures single statements on one processor, with one thread and with eight;
-``--driver psycopg2`` takes the older driver. The engines take turns in short blocks on the same server, so that other programs
-slow both down alike, and the quickest twentieth of the blocks is what nobody disturbed. Beside it stands the processor time
-that the engine adds on the application's side, which other programs hardly disturb. ``--gthread`` measures requests a second
-on gunicorn's gthread worker with CONN_MAX_AGE = 60 and 0.
-"""
+``python -m benchmarks.bench_engine`` measures single statements on one processor, with one thread
+and with eight; ``--driver psycopg2`` takes the older driver. The engines take turns in short blocks
+on the same server, so that other programs slow both down alike, and the quickest twentieth of the
+blocks is what nobody disturbed. Beside it stands the processor time that the engine adds on the
+application's side, which other programs hardly disturb. ``--gthread`` measures requests a second on
+gunicorn's gthread worker with CONN_MAX_AGE = 60 and 0."""
 
 from __future__ import annotations
 
@@ -28,11 +29,26 @@ ENGINES = {"default": "django.db.backends.postgresql", "guarded": "conn_guard.en
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--driver", choices=["psycopg", "psycopg2"], default="psycopg", help="the driver (%(default)s)")
-    parser.add_argument("--blocks", type=int, default=1000, help="blocks of each engine for each line (%(default)s)")
-    parser.add_argument("--queries", type=int, default=20, help="statements of each thread in a block (%(default)s)")
-    parser.add_argument("--gthread", action="store_true", help="measure requests on gunicorn's gthread worker instead")
-    parser.add_argument("--requests", type=int, default=2000, help="requests to each server (%(default)s)")
+    parser.add_argument(
+        "--driver",
+        choices=["psycopg", "psycopg2"],
+        default="psycopg",
+        help="the driver (%(default)s)",
+    )
+    parser.add_argument(
+        "--blocks", type=int, default=1000, help="blocks of each engine for each line (%(default)s)"
+    )
+    parser.add_argument(
+        "--queries", type=int, default=20, help="statements of each thread in a block (%(default)s)"
+    )
+    parser.add_argument(
+        "--gthread",
+        action="store_true",
+        help="measure requests on gunicorn's gthread worker instead",
+    )
+    parser.add_argument(
+        "--requests", type=int, default=2000, help="requests to each server (%(default)s)"
+    )
     options = parser.parse_args()
     if not options.gthread:
         stay_on_one_processor()
@@ -52,25 +68,44 @@ def _print_statements(url: str, options: argparse.Namespace) -> None:
     from django.conf import settings
 
     address = environ.Env.db_url_config(url)
-    databases = {alias: {**address, "ENGINE": engine, "CONN_MAX_AGE": None} for alias, engine in ENGINES.items()}
-    settings.configure(DATABASES=databases, INSTALLED_APPS=["conn_guard", "django.contrib.contenttypes"])
+    databases = {
+        alias: {**address, "ENGINE": engine, "CONN_MAX_AGE": None}
+        for alias, engine in ENGINES.items()
+    }
+    settings.configure(
+        DATABASES=databases, INSTALLED_APPS=["conn_guard", "django.contrib.contenttypes"]
+    )
     django.setup()
     from django.core.management import call_command
     from django.db.backends.postgresql.base import Database
 
     call_command("migrate", "contenttypes", verbosity=0)
     print(
-        f"Django {django.__version__}, {Database.__name__} {Database.__version__.split()[0]}, Python {sys.version.split()[0]}\n"
+        f"Django {django.__version__}, {Database.__name__} {Database.__version__.split()[0]},"
+        f" Python {sys.version.split()[0]}\n"
     )
     print("| statement | threads | Django's engine | conn_guard's | ratio | processor time added |")
     print("|---|---|---|---|---|---|")
-    for name, statement in {"SELECT 1": _select_one, "an ORM get()": _orm_get, "SELECT 1 in atomic()": _in_atomic}.items():
+    for name, statement in {
+        "SELECT 1": _select_one,
+        "an ORM get()": _orm_get,
+        "SELECT 1 in atomic()": _in_atomic,
+    }.items():
         for threads in (1, 8):
-            seconds, processor_seconds = _take_turns(statement, threads, options.blocks // threads, options.queries)
+            seconds, processor_seconds = _take_turns(
+                statement, threads, options.blocks // threads, options.queries
+            )
             each_us = 1e6 / options.queries / threads
             quickest = {alias: each_us * _quickest(blocks) for alias, blocks in seconds.items()}
             costs = " | ".join(f"{quickest[alias]:.1f} µs" for alias in ENGINES)
-            added = 1e6 / options.queries * (_quickest(processor_seconds["guarded"]) - _quickest(processor_seconds["default"]))
+            added = (
+                1e6
+                / options.queries
+                * (
+                    _quickest(processor_seconds["guarded"])
+                    - _quickest(processor_seconds["default"])
+                )
+            )
             ratio = quickest["guarded"] / quickest["default"]
             print(f"| {name} | {threads} | {costs} | {ratio:.2f} | {added:.1f} µs |", flush=True)
 
@@ -101,7 +136,8 @@ def _in_atomic(connection: Any) -> None:
 def _take_turns(
     statement: Callable[[Any], None], threads: int, blocks: int, queries: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Return, by alias, the seconds of each block and the processor's seconds of each thread's part of it.
+    """Return, by alias, the seconds of each block and the processor's seconds of each thread's part
+    of it.
 
     Every thread keeps its connections throughout.
     """
@@ -145,12 +181,21 @@ def _order(block: int) -> list[str]:
 def _print_requests(url: str, requests: int) -> None:
     print("| gthread, one query a request | CONN_MAX_AGE = 0 | 60 | gain |")
     print("|---|---|---|---|")
-    for column, name in {"django": "Django alone", "middleware": "with the app", "engine": "with the engine"}.items():
+    for column, name in {
+        "django": "Django alone",
+        "middleware": "with the app",
+        "engine": "with the engine",
+    }.items():
         rates = [_requests_a_second(column, url, setting, requests) for setting in ("0", "60")]
-        print(f"| {name} | {rates[0]:.0f}/s | {rates[1]:.0f}/s | {rates[1] / rates[0]:.2f} |", flush=True)
+        print(
+            f"| {name} | {rates[0]:.0f}/s | {rates[1]:.0f}/s | {rates[1] / rates[0]:.2f} |",
+            flush=True,
+        )
 
 
-def _requests_a_second(column: str, url: str, setting: str, requests: int, clients: int = 4) -> float:
+def _requests_a_second(
+    column: str, url: str, setting: str, requests: int, clients: int = 4
+) -> float:
     with served(SERVERS["gunicorn-gthread"], column, url, setting=setting) as (port, _):
 
         def ask(times: int) -> None:

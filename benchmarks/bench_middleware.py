@@ -1,11 +1,12 @@
-"""What the app and its middleware cost: this room holds the ratio to bare Django, by pairs of interleaved runs.
+"""What the app and its middleware cost: this room holds the ratio to bare Django, by pairs of
+interleaved runs.
 
-``python -m benchmarks.bench_middleware`` measures whole requests on gunicorn's gthread worker and on uvicorn, and Django's
-handlers alone, without a server around them, where nothing hides the cost. The clock is the processor time of the process
-that serves, which other programs disturb least and which leaves PostgreSQL's own time out; ``--clock wall`` takes the time that
-a client waits. All of it runs on one processor: on several, threads that wake each other from afar cost more than what is
-measured.
-"""
+``python -m benchmarks.bench_middleware`` measures whole requests on gunicorn's gthread worker and
+on uvicorn, and Django's handlers alone, without a server around them, where nothing hides the cost.
+The clock is the processor time of the process that serves, which other programs disturb least and
+which leaves PostgreSQL's own time out; ``--clock wall`` takes the time that a client waits. All of
+it runs on one processor: on several, threads that wake each other from afar cost more than what is
+measured."""
 
 from __future__ import annotations
 
@@ -24,21 +25,34 @@ from tests.leaks.harness import Cell, environment_of
 from tests.leaks.servers import SERVERS
 
 Run = Callable[[str, int], float]
-"""Takes a path and a number of requests, and returns the seconds that they took on the chosen clock."""
+"""Takes a path and a number of requests, and returns the seconds that they took on the chosen
+clock.
+"""
 
 VIEWS = {"without a query": "/nothing/", "one query": "/sync_query/"}
-# Under WSGI a persistent connection is the usual setting, and the one where a query is cheapest; ASGI has none.
+# Under WSGI a persistent connection is the usual setting, and the one where a query is cheapest;
+# ASGI has none.
 SERVED = {"WSGI": ("gunicorn-gthread", "60"), "ASGI": ("uvicorn", "0")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=60, help="pairs of runs for each line (%(default)s)")
+    parser.add_argument(
+        "--pairs", type=int, default=60, help="pairs of runs for each line (%(default)s)"
+    )
     parser.add_argument("--requests", type=int, default=200, help="requests in a run (%(default)s)")
-    parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu", help="processor time or a client's (%(default)s)")
+    parser.add_argument(
+        "--clock",
+        choices=["cpu", "wall"],
+        default="cpu",
+        help="processor time or a client's (%(default)s)",
+    )
     options = parser.parse_args()
     stay_on_one_processor()
-    print("| interface | measured | aliases | view | bare Django | with conn_guard | ratio | interval of 95 % |")
+    print(
+        "| interface | measured | aliases | view | bare Django | with conn_guard | ratio | interval"
+        " of 95 % |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     with database() as url:
         for interface in SERVED:
@@ -46,11 +60,17 @@ def main() -> None:
                 for aliases in (1, 3):
                     with ExitStack() as stack:
                         runs = [
-                            stack.enter_context(opened(interface, column, url, aliases, options.clock)) for column in COLUMNS
+                            stack.enter_context(
+                                opened(interface, column, url, aliases, options.clock)
+                            )
+                            for column in COLUMNS
                         ]
                         for view, path in VIEWS.items():
                             line = _compare(runs, path, options.pairs, options.requests)
-                            print(f"| {interface} | {measured} | {aliases} | {view} | {line} |", flush=True)
+                            print(
+                                f"| {interface} | {measured} | {aliases} | {view} | {line} |",
+                                flush=True,
+                            )
 
 
 def _compare(runs: list[Run], path: str, pairs: int, requests: int) -> str:
@@ -72,7 +92,10 @@ def _compare(runs: list[Run], path: str, pairs: int, requests: int) -> str:
     middle = len(ratios) // 2
     low, high = ratios[max(0, middle - reach)], ratios[min(len(ratios) - 1, middle + reach)]
     micros = [statistics.median(column) / requests * 1e6 for column in zip(*seconds, strict=True)]
-    return f"{micros[0]:.0f} µs | {micros[1]:.0f} µs | {statistics.median(ratios):.3f} | {low:.3f} to {high:.3f}"
+    return (
+        f"{micros[0]:.0f} µs | {micros[1]:.0f} µs | {statistics.median(ratios):.3f} | {low:.3f} to"
+        f" {high:.3f}"
+    )
 
 
 @contextmanager
@@ -82,10 +105,15 @@ def _server(interface: str, column: str, url: str, aliases: int, clock: str) -> 
     with served(SERVERS[name], column, url, setting=setting, aliases=aliases) as (port, _):
 
         def now(client: HTTPConnection) -> float:
-            return time.perf_counter() if clock == "wall" else json.loads(get(client, "/control/"))["cpu_seconds"]
+            return (
+                time.perf_counter()
+                if clock == "wall"
+                else json.loads(get(client, "/control/"))["cpu_seconds"]
+            )
 
         def run(path: str, requests: int) -> float:
-            # A connection for each run: servers end one that rests while the other server has its turn.
+            # A connection for each run: servers end one that rests while the other server has its
+            # turn.
             with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as client:
                 began = now(client)
                 for _ in range(requests):
@@ -102,7 +130,9 @@ def _handler(interface: str, column: str, url: str, aliases: int, clock: str) ->
     environ = environment_of(Cell("uvicorn", "nothing", setting, column), url, "benchmark-handler")
     environ["LEAKS_ALIASES"] = ",".join(["default", "second", "third"][:aliases])
     command = [sys.executable, "-m", "benchmarks.handler_process", interface, clock]
-    with subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
 
         def run(path: str, requests: int) -> float:
             print(path, requests, file=process.stdin, flush=True)

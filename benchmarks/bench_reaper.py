@@ -1,16 +1,19 @@
-"""How often a reaper ends a session that was at work, and how long it takes: this room holds the benchmark of ring 3.
+"""How often a reaper ends a session that was at work, and how long it takes: this room holds the
+benchmark of ring 3.
 
-    python benchmarks/bench_reaper.py race                           # wrong kills and errors that clients see
-    python benchmarks/bench_reaper.py race --sessions 300 --kills 2000 --methods naive,list,ours,command
-    python benchmarks/bench_reaper.py race --methods naive,ours,pgactivity --pgactivity ~/venv/bin/python
-    python benchmarks/bench_reaper.py speed --sessions 100,500,1500  # from the start until all have gone
+    python benchmarks/bench_reaper.py race                           # wrong kills and errors that
+    clients see python benchmarks/bench_reaper.py race --sessions 300 --kills 2000 --methods
+    naive,list,ours,command python benchmarks/bench_reaper.py race --methods naive,ours,pgactivity
+    --pgactivity ~/venv/bin/python python benchmarks/bench_reaper.py speed --sessions 100,500,1500
+    # from the start until all have gone
 
-PG_BINDIR names the server's binaries, so one run is one major. Clients rest for an exponential time, send one short
-statement and rest again: the hazard of waking is the same at every instant, so what a method does wrong doesn't depend on
-when it looks. A hard wrong kill is one where the server's log says that the backend was executing when it was ended; an
-error is one that a client saw, hard ones and those whose statement was on the wire when its session was at rest.
-The methods take turns, so that a busy machine disturbs them alike: trust the ratios of one run, not the milliseconds.
-"""
+PG_BINDIR names the server's binaries, so one run is one major. Clients rest for an exponential
+time, send one short statement and rest again: the hazard of waking is the same at every instant, so
+what a method does wrong doesn't depend on when it looks. A hard wrong kill is one where the
+server's log says that the backend was executing when it was ended; an error is one that a client
+saw, hard ones and those whose statement was on the wire when its session was at rest. The methods
+take turns, so that a busy machine disturbs them alike: trust the ratios of one run, not the
+milliseconds."""
 
 from __future__ import annotations
 
@@ -45,11 +48,14 @@ from local_postgres import LocalPostgres  # noqa: E402
 CLIENT = "bench-client"
 WORK = "SELECT pg_sleep(0.005)"
 WARM = "SELECT count(*) FROM pg_class"
-FATAL = re.compile(r"\[(\d+)\] <([^>]*)>.*FATAL: +terminating connection due to administrator command")
+FATAL = re.compile(
+    r"\[(\d+)\] <([^>]*)>.*FATAL: +terminating connection due to administrator command"
+)
 
 NAIVE = """
 SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity
-WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND application_name = %s AND state = 'idle'
+WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+  AND application_name = %s AND state = 'idle'
   AND state_change < clock_timestamp() - %s * interval '1 second'
 """
 LISTED = NAIVE.replace("pid, pg_terminate_backend(pid)", "pid")
@@ -59,7 +65,8 @@ SECRET_KEY = "bench"
 USE_TZ = True
 INSTALLED_APPS = {apps!r}
 DATABASES = {{"default": {{
-    "ENGINE": "django.db.backends.postgresql", "NAME": "postgres", "USER": "postgres", "HOST": "127.0.0.1", "PORT": {port},
+    "ENGINE": "django.db.backends.postgresql", "NAME": "postgres", "USER": "postgres",
+    "HOST": "127.0.0.1", "PORT": {port},
 }}}}
 """
 
@@ -100,7 +107,9 @@ class Client:
 
 
 def run_clients(port: int, count: int, rest: float, orders: Connection) -> None:
-    """Keep *count* clients busy until told to stop; report the pid of each that was ended, and whether it saw an error."""
+    """Keep *count* clients busy until told to stop; report the pid of each that was ended, and
+    whether it saw an error.
+    """
     waiting = selectors.DefaultSelector()
     live: dict[Client, None] = {}
     wakes: list[tuple[float, int, Client]] = []
@@ -171,7 +180,9 @@ def run_clients(port: int, count: int, rest: float, orders: Connection) -> None:
 
 
 def methods(names: list[str], port: int, folder: Path, pgactivity: str | None) -> dict[str, Method]:
-    """Return the methods by name; each that is a program is started afresh for each run, as cron would."""
+    """Return the methods by name; each that is a program is started afresh for each run, as cron
+    would.
+    """
     import django
     import psycopg
     from django.conf import settings
@@ -187,7 +198,9 @@ def methods(names: list[str], port: int, folder: Path, pgactivity: str | None) -
     from conn_guard.policy import Policy
     from conn_guard.reaper import Orders, Reaper
 
-    connection = psycopg.connect(f"host=127.0.0.1 port={port} user=postgres dbname=postgres", autocommit=True)
+    connection = psycopg.connect(
+        f"host=127.0.0.1 port={port} user=postgres dbname=postgres", autocommit=True
+    )
 
     def naive(idle: float) -> None:
         connection.execute(NAIVE, (CLIENT, idle)).fetchall()
@@ -206,18 +219,51 @@ def methods(names: list[str], port: int, folder: Path, pgactivity: str | None) -
     def program(*command: str, module: str) -> None:
         path = os.pathsep.join([str(folder), str(ROOT / "src")])
         environment = {**os.environ, "DJANGO_SETTINGS_MODULE": module, "PYTHONPATH": path}
-        subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        subprocess.run(
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
 
     def command(idle: float) -> None:
-        arguments = ("idle_reaper", "--idle-for", f"{idle}s", "--application-name", CLIENT, "-v", "0")
+        arguments = (
+            "idle_reaper",
+            "--idle-for",
+            f"{idle}s",
+            "--application-name",
+            CLIENT,
+            "-v",
+            "0",
+        )
         program(sys.executable, "-m", "django", *arguments, module="bench_ours")
 
     def peer(idle: float) -> None:
-        filters = ("state=IDLE", f"application_name={CLIENT}", f"duration__gt={idle * 1000:.0f} milliseconds")
+        filters = (
+            "state=IDLE",
+            f"application_name={CLIENT}",
+            f"duration__gt={idle * 1000:.0f} milliseconds",
+        )
         flags = [part for each in filters for part in ("-f", each)]
-        program(str(pgactivity), "-m", "django", "pgactivity", *flags, "--terminate", "--yes", module="bench_peer")
+        program(
+            str(pgactivity),
+            "-m",
+            "django",
+            "pgactivity",
+            *flags,
+            "--terminate",
+            "--yes",
+            module="bench_peer",
+        )
 
-    known = {"naive": naive, "list": list_then_kill, "ours": ours, "command": command, "pgactivity": peer}
+    known = {
+        "naive": naive,
+        "list": list_then_kill,
+        "ours": ours,
+        "command": command,
+        "pgactivity": peer,
+    }
     return {name: known[name] for name in names}
 
 
@@ -226,7 +272,9 @@ def methods(names: list[str], port: int, folder: Path, pgactivity: str | None) -
 
 @dataclass
 class Tally:
-    """What a method did: sessions that it ended, the hard wrong ones among them, and errors that clients saw."""
+    """What a method did: sessions that it ended, the hard wrong ones among them, and errors that
+    clients saw.
+    """
 
     ended: int = 0
     hard: int = 0
@@ -236,35 +284,52 @@ class Tally:
     def row(self, name: str) -> str:
         per_thousand = 1000 / max(self.ended, 1)
         return (
-            f"| {name} | {self.ended} | {self.hard} | {self.hard * per_thousand:.2f} | {self.errors} "
-            f"| {self.errors * per_thousand:.1f} | {statistics.median(self.seconds) * 1000:.0f} |"
+            f"| {name} | {self.ended} | {self.hard} | {self.hard * per_thousand:.2f} |"
+            f" {self.errors} | {self.errors * per_thousand:.1f} |"
+            f" {statistics.median(self.seconds) * 1000:.0f} |"
         )
 
 
 def race(options: argparse.Namespace) -> None:
     count = options.sessions[0]
-    with LocalPostgres(max_connections=count + 20) as server, tempfile.TemporaryDirectory() as folder:
+    with (
+        LocalPostgres(max_connections=count + 20) as server,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         here, there = multiprocessing.Pipe()
         context = multiprocessing.get_context("fork")
-        clients = context.Process(target=run_clients, args=(server.port, count, options.rest, there), daemon=True)
+        clients = context.Process(
+            target=run_clients, args=(server.port, count, options.rest, there), daemon=True
+        )
         clients.start()
         chosen = methods(options.methods, server.port, Path(folder), options.pgactivity)
         tallies = {name: Tally() for name in chosen}
         until = time.monotonic() + options.minutes * 60
-        while min(tally.ended for tally in tallies.values()) < options.kills and time.monotonic() < until:
+        while (
+            min(tally.ended for tally in tallies.values()) < options.kills
+            and time.monotonic() < until
+        ):
             for name, method in chosen.items():
                 if tallies[name].ended < options.kills:
                     _round(server, here, method, tallies[name], options)
         here.send("stop")
         clients.join(10)
-        print(f"PostgreSQL {server.major}, {count} sessions, mean rest {options.rest} s, idle for {options.idle} s\n")
-        print("| method | ended | hard wrong kills | per 1,000 | errors at clients | per 1,000 | ms a round |")
+        print(
+            f"PostgreSQL {server.major}, {count} sessions, mean rest {options.rest} s, idle for"
+            f" {options.idle} s\n"
+        )
+        print(
+            "| method | ended | hard wrong kills | per 1,000 | errors at clients | per 1,000 | ms a"
+            " round |"
+        )
         print("|---|---|---|---|---|---|---|")
         for name, tally in tallies.items():
             print(tally.row(name), flush=True)
 
 
-def _round(server: LocalPostgres, clients: Any, method: Method, tally: Tally, options: argparse.Namespace) -> None:
+def _round(
+    server: LocalPostgres, clients: Any, method: Method, tally: Tally, options: argparse.Namespace
+) -> None:
     clients.send("refill")
     clients.recv()
     time.sleep(2 * options.idle + 0.1)
@@ -279,7 +344,11 @@ def _round(server: LocalPostgres, clients: Any, method: Method, tally: Tally, op
     ended = dict(clients.recv())
     with server.log.open(errors="replace") as log:
         log.seek(log_began)
-        at_work = {int(found[1]) for line in log if (found := FATAL.search(line)) and found[2].strip() != "idle"}
+        at_work = {
+            int(found[1])
+            for line in log
+            if (found := FATAL.search(line)) and found[2].strip() != "idle"
+        }
     tally.ended += len(ended)
     tally.errors += sum(ended.values())
     tally.hard += len(at_work & set(ended))
@@ -289,9 +358,15 @@ def _round(server: LocalPostgres, clients: Any, method: Method, tally: Tally, op
 
 
 def speed(options: argparse.Namespace) -> None:
-    print("| sessions | method | ms until all have gone, median | µs a session | ratio to one statement | rounds |")
+    print(
+        "| sessions | method | ms until all have gone, median | µs a session | ratio to one"
+        " statement | rounds |"
+    )
     print("|---|---|---|---|---|---|")
-    with LocalPostgres(max_connections=max(options.sessions) + 20) as server, tempfile.TemporaryDirectory() as folder:
+    with (
+        LocalPostgres(max_connections=max(options.sessions) + 20) as server,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         import psycopg
 
         chosen = methods(options.methods, server.port, Path(folder), options.pgactivity)
@@ -306,22 +381,29 @@ def speed(options: argparse.Namespace) -> None:
                         began = time.monotonic()
                         method(options.idle)
                         while watcher.execute(
-                            "SELECT 1 FROM pg_stat_activity WHERE application_name = %s LIMIT 1", (CLIENT,)
+                            "SELECT 1 FROM pg_stat_activity WHERE application_name = %s LIMIT 1",
+                            (CLIENT,),
                         ).fetchone():
                             time.sleep(0.002)
                         taken[name].append(time.monotonic() - began)
                         for client in clients:
                             client.socket.close()
-                # The pair of a round meets the same load, so the ratio is the median of the rounds' own ratios.
+                # The pair of a round meets the same load, so the ratio is the median of the rounds'
+                # own ratios.
                 for name, seconds in taken.items():
-                    ratio = statistics.median(each / base for each, base in zip(seconds, taken["naive"], strict=True))
+                    ratio = statistics.median(
+                        each / base for each, base in zip(seconds, taken["naive"], strict=True)
+                    )
                     middle = statistics.median(seconds)
                     print(
-                        f"| {count} | {name} | {middle * 1000:.0f} | {middle / count * 1e6:.0f} | {ratio:.2f} "
-                        f"| {options.rounds} |",
+                        f"| {count} | {name} | {middle * 1000:.0f} | {middle / count * 1e6:.0f} |"
+                        f" {ratio:.2f} | {options.rounds} |",
                         flush=True,
                     )
-    print(f"\nThis process took {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB at most.")
+    print(
+        f"\nThis process took {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
+        " at most."
+    )
 
 
 def _numbers(text: str) -> list[int]:
@@ -329,21 +411,38 @@ def _numbers(text: str) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure what a reaper does wrong, and how fast it is.")
+    parser = argparse.ArgumentParser(
+        description="Measure what a reaper does wrong, and how fast it is."
+    )
     parser.add_argument("what", choices=["race", "speed"])
-    parser.add_argument("--sessions", type=_numbers, default=None, help="So many; several for speed: 100,500,1500.")
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=["naive", "list", "ours"])
-    parser.add_argument("--rest", type=float, default=0.1, help="Clients rest so many seconds on average.")
-    parser.add_argument("--idle", type=float, default=0.05, help="End what has been idle for so many seconds.")
-    parser.add_argument("--kills", type=int, default=2000, help="Go on until each method has ended so many.")
+    parser.add_argument(
+        "--sessions", type=_numbers, default=None, help="So many; several for speed: 100,500,1500."
+    )
+    parser.add_argument(
+        "--methods", type=lambda text: text.split(","), default=["naive", "list", "ours"]
+    )
+    parser.add_argument(
+        "--rest", type=float, default=0.1, help="Clients rest so many seconds on average."
+    )
+    parser.add_argument(
+        "--idle", type=float, default=0.05, help="End what has been idle for so many seconds."
+    )
+    parser.add_argument(
+        "--kills", type=int, default=2000, help="Go on until each method has ended so many."
+    )
     parser.add_argument("--minutes", type=float, default=30, help="Stop after so long in any case.")
     parser.add_argument("--rounds", type=int, default=7, help="Measure the speed so many times.")
-    parser.add_argument("--pgactivity", metavar="PYTHON", help="A Python in which django-pgactivity is installed.")
+    parser.add_argument(
+        "--pgactivity", metavar="PYTHON", help="A Python in which django-pgactivity is installed."
+    )
     options = parser.parse_args()
     if "pgactivity" in options.methods and not options.pgactivity:
         parser.error("--pgactivity names a Python in which django-pgactivity is installed")
     if importlib.util.find_spec("psycopg") is None:
-        parser.error("the methods that we compare with are written for psycopg 3: pip install 'psycopg[binary]'")
+        parser.error(
+            "the methods that we compare with are written for psycopg 3: pip install"
+            " 'psycopg[binary]'"
+        )
     options.sessions = options.sessions or ([500] if options.what == "race" else [100, 500, 1500])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))

@@ -1,4 +1,6 @@
-"""One Django and its handler: this room holds the process that ``bench_middleware`` asks for runs, line by line."""
+"""One Django and its handler: this room holds the process that ``bench_middleware`` asks for runs,
+line by line.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""This room holds what the benchmarks share: leaky_site on a real server, with and without conn_guard."""
+"""This room holds what the benchmarks share: leaky_site on a real server, with and without
+conn_guard.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,11 @@ COLUMNS = ("django", "middleware")
 
 
 def stay_on_one_processor() -> None:
-    """Keep this process, and what it starts from now on, on one processor, where the system allows it.
+    """Keep this process, and what it starts from now on, on one processor, where the system allows
+    it.
 
-    On several the kernel keeps one session beside its client and wakes another from afar: 30 µs for one and 90 for the other.
-    """
+    On several the kernel keeps one session beside its client and wakes another from afar: 30 µs for
+    one and 90 for the other."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 
@@ -39,7 +42,9 @@ def database() -> Iterator[str]:
 def served(
     server: Server, column: str, url: str, *, setting: str = "0", aliases: int = 1
 ) -> Iterator[tuple[int, Callable[[], int]]]:
-    """Yield the port of *server*, which serves leaky_site, and a function that counts its sessions."""
+    """Yield the port of *server*, which serves leaky_site, and a function that counts its
+    sessions.
+    """
     name = f"benchmark-{secrets.token_hex(6)}"
     environ = environment_of(Cell(server.name, "nothing", setting, column), url, name)
     environ["LEAKS_ALIASES"] = ",".join(["default", "second", "third"][:aliases])

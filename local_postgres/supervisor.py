@@ -1,8 +1,9 @@
-"""This room holds the process that owns a server, so that nothing is left behind when our own is killed with -9.
+"""This room holds the process that owns a server, so that nothing is left behind when our own is
+killed with -9.
 
-It is run as a script and imports nothing but the standard library. Each line that it reads is a command, each line that it
-writes an answer in JSON; when the pipe or the parent is gone it ends the server and removes the folder.
-"""
+It is run as a script and imports nothing but the standard library. Each line that it reads is a
+command, each line that it writes an answer in JSON; when the pipe or the parent is gone it ends the
+server and removes the folder."""
 
 from __future__ import annotations
 
@@ -33,14 +34,19 @@ class SupervisorError(Exception):
 
 
 def unprivileged() -> dict[str, Any]:
-    """Return the arguments that make `subprocess` run a program as somebody else than root, whom PostgreSQL refuses."""
+    """Return the arguments that make `subprocess` run a program as somebody else than root, whom
+    PostgreSQL refuses.
+    """
     if os.geteuid() != 0:
         return {}
     for name in ("postgres", "nobody"):
         with suppress(KeyError):
             account = pwd.getpwnam(name)
             return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-    raise SupervisorError("PostgreSQL refuses to run as root, and this machine has neither a user postgres nor nobody.")
+    raise SupervisorError(
+        "PostgreSQL refuses to run as root, and this machine has neither a user postgres nor"
+        " nobody."
+    )
 
 
 class Server:
@@ -64,15 +70,29 @@ class Server:
         secret.write_text(self.spec["password"])
         self._give_away(secret)
         done = subprocess.run(
-            [f"{self.bin}/initdb", f"--pgdata={self.cluster}", f"--auth={self.spec['auth']}", f"--pwfile={secret}", *INITDB],
-            capture_output=True, text=True, cwd=self.folder, env=_environment(), timeout=120, check=False, **self.account,
-        )  # fmt: skip
+            [
+                f"{self.bin}/initdb",
+                f"--pgdata={self.cluster}",
+                f"--auth={self.spec['auth']}",
+                f"--pwfile={secret}",
+                *INITDB,
+            ],
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            env=_environment(),
+            timeout=120,
+            check=False,
+            **self.account,
+        )
         secret.unlink()
         if done.returncode:
             raise SupervisorError(f"initdb failed: {_last_line(done.stderr or done.stdout)}")
 
     def start(self) -> None:
-        """Start the postmaster and return once it takes connections; the port stays the same over restarts."""
+        """Start the postmaster and return once it takes connections; the port stays the same over
+        restarts.
+        """
         if self.process:
             return
         chosen = self.port
@@ -89,13 +109,24 @@ class Server:
                 raise SupervisorError(f"postgres did not start: {_last_line(words)}")
 
     def _started(self) -> bool:
-        settings = {"listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": "", **self.spec["settings"]}
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.port,
+            "unix_socket_directories": "",
+            **self.spec["settings"],
+        }
         command = [str(self.bin / "postgres"), "-D", str(self.cluster)]
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, env=_environment(), **self.account
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env=_environment(),
+                **self.account,
             )
         deadline = time.monotonic() + READY_WITHIN_SECONDS
         while self.process.poll() is None and time.monotonic() < deadline:
@@ -106,7 +137,8 @@ class Server:
         return False
 
     def _is_ready(self, pid: int) -> bool:
-        # The first line is the postmaster's pid, the eighth its status; a file left by a crash names another pid.
+        # The first line is the postmaster's pid, the eighth its status; a file left by a crash
+        # names another pid.
         with suppress(FileNotFoundError):
             lines = (self.cluster / "postmaster.pid").read_text().splitlines()
             return len(lines) > 7 and int(lines[0]) == pid and lines[7].strip() == "ready"
@@ -141,7 +173,9 @@ class Server:
         try:
             return subprocess.run(command, cwd="/", check=False, **self.account).returncode == 0
         except PermissionError as error:
-            raise SupervisorError("PostgreSQL refuses to run as root, and this root may not become another user.") from error
+            raise SupervisorError(
+                "PostgreSQL refuses to run as root, and this root may not become another user."
+            ) from error
 
     def _copy_programs(self) -> Path:
         # A wheel's programs find their libraries in a sibling of the package, by a relative RPATH.
@@ -162,7 +196,9 @@ class Server:
 
 def _environment() -> dict[str, str]:
     # PGDATA, PGOPTIONS and their kin are meant for the user's own server.
-    return {key: value for key, value in os.environ.items() if not key.startswith("PG")} | {"LC_ALL": "C"}
+    return {key: value for key, value in os.environ.items() if not key.startswith("PG")} | {
+        "LC_ALL": "C"
+    }
 
 
 def _free_port() -> int:
@@ -178,7 +214,9 @@ def _last_line(text: str) -> str:
 
 
 def _commands(parent: int) -> Iterator[str]:
-    """Yield the parent's lines until it closes the pipe or is gone: a fork of it may hold the pipe open."""
+    """Yield the parent's lines until it closes the pipe or is gone: a fork of it may hold the pipe
+    open.
+    """
     pending = b""
     while os.getppid() == parent:
         if not select.select([0], [], [], 0.5)[0]:

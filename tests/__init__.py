@@ -1,1 +1,3 @@
-"""The tests of conn_guard: real servers, real sessions, one folder for each of house's rings of tests."""
+"""The tests of conn_guard: real servers, real sessions, one folder for each of house's rings of
+tests.
+"""

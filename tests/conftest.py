@@ -1,4 +1,6 @@
-"""This room holds the fixtures that every folder of tests shares; Django is imported by those that need it alone."""
+"""This room holds the fixtures that every folder of tests shares; Django is imported by those that
+need it alone.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,11 @@ from tests import polling, programs
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write what was measured: execnet ends a worker of pytest-xdist before coverage would."""
     coverage = sys.modules.get("coverage")
-    if coverage and hasattr(session.config, "workerinput") and (measuring := coverage.Coverage.current()):
+    if (
+        coverage
+        and hasattr(session.config, "workerinput")
+        and (measuring := coverage.Coverage.current())
+    ):
         measuring.save()
 
 
@@ -50,7 +56,8 @@ def application_name() -> str:
 
 @pytest.fixture
 def session_factory(django_db_setup, application_name) -> Iterator[Callable[..., Session]]:
-    """Return a function that opens a session on an alias's database; libpq's parameters override the alias's.
+    """Return a function that opens a session on an alias's database; libpq's parameters override
+    the alias's.
 
     Its application_name is the test's own unless one is given; all are closed when the test ends.
     """
@@ -60,7 +67,13 @@ def session_factory(django_db_setup, application_name) -> Iterator[Callable[...,
 
     def open_session(alias: str = "default", **parameters: object) -> Session:
         settings = connections[alias].settings_dict
-        keys = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD", "dbname": "NAME"}
+        keys = {
+            "host": "HOST",
+            "port": "PORT",
+            "user": "USER",
+            "password": "PASSWORD",
+            "dbname": "NAME",
+        }
         known = {name: settings[key] for name, key in keys.items() if settings[key]}
         session = Session(**{**known, "application_name": application_name, **parameters})
         opened.append(session)
@@ -73,7 +86,9 @@ def session_factory(django_db_setup, application_name) -> Iterator[Callable[...,
 
 @pytest.fixture
 def ask(session_factory) -> Callable[..., list[tuple[Any, ...]]]:
-    """Return a function that runs a statement on a session that no other code knows of, and returns its rows."""
+    """Return a function that runs a statement on a session that no other code knows of, and returns
+    its rows.
+    """
     return session_factory(application_name="test-observer").execute
 
 
@@ -84,13 +99,17 @@ def until() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def needs_program() -> Callable[[str], str]:
-    """Return a function that gives a program's path or skips the test (fails it, where CONN_GUARD_REQUIRE=all)."""
+    """Return a function that gives a program's path or skips the test (fails it, where
+    CONN_GUARD_REQUIRE=all).
+    """
     return programs.require
 
 
 @pytest.fixture
 def pgbouncer(django_db_setup) -> Iterator[Callable[..., programs.PgBouncer]]:
-    """Return a function that starts a PgBouncer in front of the test server: `pgbouncer("transaction")`."""
+    """Return a function that starts a PgBouncer in front of the test server:
+    `pgbouncer("transaction")`.
+    """
     from django.db import connections
 
     with ExitStack() as stack:

@@ -1,8 +1,8 @@
-"""This room holds the server of the tests: one for the whole run, started before pytest-django reads its settings.
+"""This room holds the server of the tests: one for the whole run, started before pytest-django
+reads its settings.
 
-DATABASE_URL wins where it is set. Under pytest-xdist the controller starts the server and the workers inherit its address.
-A run that executes no test fails.
-"""
+DATABASE_URL wins where it is set. Under pytest-xdist the controller starts the server and the
+workers inherit its address. A run that executes no test fails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ SERVER = pytest.StashKey[LocalPostgres]()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None]:
-    # Not in pyproject.toml: pytest is strict there, and the pure tests run where pytest-django isn't installed.
+    # Not in pyproject.toml: pytest is strict there, and the pure tests run where pytest-django
+    # isn't installed.
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
     if find_spec("django") and not os.environ.get("DATABASE_URL"):
         try:
@@ -47,7 +48,10 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    # A run in which every test was skipped has shown nothing. Workers of pytest-xdist leave the verdict to the controller.
-    asked_to_run = not session.config.option.collectonly and not hasattr(session.config, "workerinput")
+    # A run in which every test was skipped has shown nothing. Workers of pytest-xdist leave the
+    # verdict to the controller.
+    asked_to_run = not session.config.option.collectonly and not hasattr(
+        session.config, "workerinput"
+    )
     if asked_to_run and exitstatus == pytest.ExitCode.OK and not EXECUTED:
         session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED

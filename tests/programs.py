@@ -1,4 +1,6 @@
-"""This room holds the programs that tests run beside PostgreSQL: each ends when the test or the test run does."""
+"""This room holds the programs that tests run beside PostgreSQL: each ends when the test or the
+test run does.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,13 @@ LEASH = 'exec 3<&0; "$@" & program=$!; (cat <&3; kill $program 2>/dev/null) & wa
 
 
 def require(name: str) -> str:
-    """Return the path of a program; skip the test where it is absent, or fail where CONN_GUARD_REQUIRE=all."""
+    """Return the path of a program; skip the test where it is absent, or fail where
+    CONN_GUARD_REQUIRE=all.
+    """
     # Debian keeps pgbouncer where only root's PATH looks.
-    path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/usr/bin")
+    path = shutil.which(
+        name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/usr/bin"
+    )
     if path:
         return path
     reason = f"{name} is not installed: apt-get install {PACKAGES.get(name, name)}"
@@ -48,7 +54,9 @@ def is_open(port: int) -> bool:
 
 @contextmanager
 def running(make_command: Callable[[Path, int], list[str]]) -> Iterator[int]:
-    """Run the program that *make_command* names for a folder and a port, as somebody else than root; give its port."""
+    """Run the program that *make_command* names for a folder and a port, as somebody else than
+    root; give its port.
+    """
     account = unprivileged()
     port = free_port()
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="conn_guard-") as name:
@@ -76,7 +84,9 @@ def running(make_command: Callable[[Path, int], list[str]]) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class PgBouncer:
-    """A running PgBouncer; `settings` is what an alias of DATABASES has to differ in to go through it."""
+    """A running PgBouncer; `settings` is what an alias of DATABASES has to differ in to go through
+    it.
+    """
 
     port: int
     user: str
@@ -92,7 +102,9 @@ class PgBouncer:
 
 @contextmanager
 def pgbouncer(server: dict[str, Any], mode: str, **settings: object) -> Iterator[PgBouncer]:
-    """Put a PgBouncer in front of *server*, the settings of an alias; *settings* are lines of its ini file."""
+    """Put a PgBouncer in front of *server*, the settings of an alias; *settings* are lines of its
+    ini file.
+    """
     program = require("pgbouncer")
     user = server["USER"] or "postgres"
 
@@ -122,5 +134,7 @@ def pgbouncer(server: dict[str, Any], mode: str, **settings: object) -> Iterator
 def redis() -> Iterator[str]:
     """Run a Redis server that keeps nothing; give its address."""
     program = require("redis-server")
-    with running(lambda folder, port: [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]) as port:
+    with running(
+        lambda folder, port: [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    ) as port:
         yield f"redis://127.0.0.1:{port}/0"

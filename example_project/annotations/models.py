@@ -1,4 +1,6 @@
-"""What is annotated: projects hold tasks, tasks hold assets, and segments of a task hold annotations."""
+"""What is annotated: projects hold tasks, tasks hold assets, and segments of a task hold
+annotations.
+"""
 
 import hashlib
 import secrets
@@ -39,7 +41,9 @@ class Asset(models.Model):
 
     class Meta:
         ordering = ["task", "frame"]
-        constraints = [models.UniqueConstraint(fields=["task", "frame"], name="one_asset_per_frame")]
+        constraints = [
+            models.UniqueConstraint(fields=["task", "frame"], name="one_asset_per_frame")
+        ]
 
     def __str__(self) -> str:
         return f"{self.task}, frame {self.frame}"
@@ -51,7 +55,9 @@ class Segment(models.Model):
     task = models.ForeignKey(Task, models.CASCADE, related_name="segments")
     first_frame = models.PositiveIntegerField()
     last_frame = models.PositiveIntegerField()
-    assignee = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="segments")
+    assignee = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="segments"
+    )
     chunk = models.FileField(upload_to="chunks")
 
     class Meta:
@@ -80,7 +86,9 @@ class Annotation(models.Model):
 
 
 class Token(models.Model):
-    """A log-in for programs. Only a digest is stored, so that a copy of the table logs nobody in."""
+    """A log-in for programs. Only a digest is stored, so that a copy of the table logs nobody
+    in.
+    """
 
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="tokens")
     digest = models.CharField(max_length=64, unique=True, editable=False)

@@ -1,4 +1,6 @@
-"""The pictures that the seed data annotates: street scenes, drawn so that every box fits its shape."""
+"""The pictures that the seed data annotates: street scenes, drawn so that every box fits its
+shape.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -37,8 +39,8 @@ def svg(scene: int, frame: int) -> str:
         for box in boxes(scene, frame)
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}">'
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#cfe3ee"/>'
-        f'<rect y="140" width="{WIDTH}" height="220" fill="#8d99a6"/>'
-        f'<path d="M0 250H{WIDTH}" stroke="#fff" stroke-width="4" stroke-dasharray="28 22"/>{shapes}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"><rect'
+        f' width="{WIDTH}" height="{HEIGHT}" fill="#cfe3ee"/><rect y="140" width="{WIDTH}"'
+        f' height="220" fill="#8d99a6"/><path d="M0 250H{WIDTH}" stroke="#fff" stroke-width="4"'
+        f' stroke-dasharray="28 22"/>{shapes}</svg>\n'
     )

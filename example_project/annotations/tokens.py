@@ -20,7 +20,11 @@ class TokenMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         if scheme == "Token":
-            token = Token.objects.select_related("user").filter(digest=Token.digest_of(key), user__is_active=True).first()
+            token = (
+                Token.objects.select_related("user")
+                .filter(digest=Token.digest_of(key), user__is_active=True)
+                .first()
+            )
             if token is None:
                 return JsonResponse({"error": "This token is unknown."}, status=401)
             request.user = token.user
@@ -33,7 +37,9 @@ def login(request: HttpRequest) -> JsonResponse:
     """Answer a name and a password with a new token."""
     try:
         given = json.loads(request.body)
-        user = authenticate(request, username=str(given["username"]), password=str(given["password"]))
+        user = authenticate(
+            request, username=str(given["username"]), password=str(given["password"])
+        )
     except (ValueError, KeyError, TypeError):
         return JsonResponse({"error": 'Send {"username": "...", "password": "..."}.'}, status=400)
     if user is None:

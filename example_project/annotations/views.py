@@ -24,7 +24,9 @@ ANNOTATION_FIELDS = ("segment_id", "frame", "label", "left", "top", "width", "he
 
 
 def health(request: HttpRequest) -> HttpResponse:
-    """Answer without a query, so that a full PostgreSQL does not take this server out of its load balancer."""
+    """Answer without a query, so that a full PostgreSQL does not take this server out of its load
+    balancer.
+    """
     return HttpResponse("ok\n", content_type="text/plain")
 
 
@@ -58,7 +60,9 @@ def api(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase
     @wraps(view)
     def guarded(request: HttpRequest, *args: object, **kwargs: object) -> HttpResponseBase:
         if not request.user.is_authenticated:
-            return JsonResponse({"error": "Log in, or send Authorization: Token <key>."}, status=401)
+            return JsonResponse(
+                {"error": "Log in, or send Authorization: Token <key>."}, status=401
+            )
         return view(request, *args, **kwargs)
 
     return guarded
@@ -66,7 +70,9 @@ def api(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase
 
 def page(request: HttpRequest, rows: QuerySet) -> JsonResponse:
     found = Paginator(rows, PAGE_SIZE).get_page(request.GET.get("page"))
-    return JsonResponse({"count": found.paginator.count, "page": found.number, "results": list(found)})
+    return JsonResponse(
+        {"count": found.paginator.count, "page": found.number, "results": list(found)}
+    )
 
 
 @api
@@ -76,7 +82,12 @@ def list_projects(request: HttpRequest) -> JsonResponse:
 
 @api
 def list_tasks(request: HttpRequest) -> JsonResponse:
-    return page(request, Task.objects.annotate(assets_count=Count("assets")).values("id", "name", "project_id", "assets_count"))
+    return page(
+        request,
+        Task.objects.annotate(assets_count=Count("assets")).values(
+            "id", "name", "project_id", "assets_count"
+        ),
+    )
 
 
 @api
@@ -101,7 +112,9 @@ def download_chunk(request: HttpRequest, pk: int, number: int) -> HttpResponseBa
 
 @api
 def statistics(request: HttpRequest, pk: int) -> JsonResponse:
-    """Count a task's labels, its segments side by side: each of the threads opens a connection of its own."""
+    """Count a task's labels, its segments side by side: each of the threads opens a connection of
+    its own.
+    """
     segments = list(get_object_or_404(Task, pk=pk).segments.values_list("pk", flat=True))
     with ThreadPoolExecutor(max_workers=4) as pool:
         counts = list(pool.map(_count_labels, segments))
@@ -115,7 +128,9 @@ def _count_labels(segment: int) -> Counter:
 @api
 def export(request: HttpRequest, pk: int) -> StreamingHttpResponse:
     """Stream a task's annotations, one JSON object a line, without ever holding them all."""
-    rows = Annotation.objects.filter(segment__task=get_object_or_404(Task, pk=pk)).values(*ANNOTATION_FIELDS)
+    rows = Annotation.objects.filter(segment__task=get_object_or_404(Task, pk=pk)).values(
+        *ANNOTATION_FIELDS
+    )
     # Django streams an iterator of the other kind only after it has read it to the end.
     lines = _alines(rows) if isinstance(request, ASGIRequest) else _lines(rows)
     return StreamingHttpResponse(lines, content_type="application/x-ndjson")

@@ -56,7 +56,9 @@ def programme() -> list[Act]:
 
 
 class Play:
-    """The acts on their stage; who watches reads *acts*, *now_playing* and the meter while :meth:`run` runs."""
+    """The acts on their stage; who watches reads *acts*, *now_playing* and the meter while
+    :meth:`run` runs.
+    """
 
     def __init__(self, stage: Stage, meter: Meter, *, times: int, say: Say) -> None:
         self.stage, self.meter, self.times, self.say = stage, meter, times, say
@@ -66,7 +68,9 @@ class Play:
         self.reaper_said: list[tuple[str, str]] = []
 
     def run(self) -> list[str]:
-        """Play until the end, or until an act fails to show what it has to; return what went wrong."""
+        """Play until the end, or until an act fails to show what it has to; return what went
+        wrong.
+        """
         leak, reap, *guarded = self.acts
         with self.stage.serve(leak.guard) as server:
             self._begin(leak)
@@ -109,11 +113,12 @@ class Play:
         self.now_playing = None
 
     def _leak(self, server: httpx.Request, act: Act) -> int:
-        """Download until the slots are gone and stay gone when nobody asks any more; return how many stay.
+        """Download until the slots are gone and stay gone when nobody asks any more; return how
+        many stay.
 
-        The garbage collector frees some of what leaked, now and then and while there is traffic; what it has looked at
-        twice stays. So some rounds may be needed until that is most of the slots.
-        """
+        The garbage collector frees some of what leaked, now and then and while there is traffic;
+        what it has looked at twice stays. So some rounds may be needed until that is most of the
+        slots."""
         paths = cycle(asset_paths(server))
         deadline = time.monotonic() + AT_MOST_SECONDS
         slots = self.stage.slots
@@ -129,7 +134,11 @@ class Play:
         while True:
             ask(server, round_of_downloads(), act.statuses)
             left = self.meter.settled()
-            if left >= slots * 3 // 4 or act.requests >= AT_MOST_REQUESTS or time.monotonic() > deadline:
+            if (
+                left >= slots * 3 // 4
+                or act.requests >= AT_MOST_REQUESTS
+                or time.monotonic() > deadline
+            ):
                 return left
 
     def _downloads(self, server: httpx.Request, act: Act) -> Iterator[str]:
@@ -140,7 +149,16 @@ class Play:
             yield path
 
     def _reap(self, *options: str) -> list[str]:
-        words = ["idle_reaper", "--database", "operator", "--user", self.stage.role, "--idle-for", IDLE_FOR, *options]
+        words = [
+            "idle_reaper",
+            "--database",
+            "operator",
+            "--user",
+            self.stage.role,
+            "--idle-for",
+            IDLE_FOR,
+            *options,
+        ]
         command = f"manage.py {' '.join(words)}"
         self.say(f"$ {command}")
         done = self.stage.manage(*words)
@@ -156,15 +174,23 @@ class Play:
         if not act.statuses[500]:
             faults.append(f"Act 1 has to end in 500s, and {act.requests} requests brought none.")
         if (act.left or 0) < self.stage.slots // 2:
-            faults.append(f"Act 1 has to leave the slots taken, and left {act.left} of {self.stage.slots}.")
+            faults.append(
+                f"Act 1 has to leave the slots taken, and left {act.left} of {self.stage.slots}."
+            )
         return faults
 
     def _faults_of_the_rest(self, act: Act) -> list[str]:
         faults = []
         if act.errors:
-            faults.append(f"Act {act.number} has to be free of errors, and {act.errors} of {act.requests} requests failed.")
+            faults.append(
+                f"Act {act.number} has to be free of errors, and {act.errors} of {act.requests}"
+                " requests failed."
+            )
         if act.left:
-            faults.append(f"Act {act.number} has to leave no session, and left {act.left} of {self.stage.slots}.")
+            faults.append(
+                f"Act {act.number} has to leave no session, and left {act.left} of"
+                f" {self.stage.slots}."
+            )
         return faults
 
 

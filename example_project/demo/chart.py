@@ -1,4 +1,6 @@
-"""What the audience sees in the terminal: this room holds the chart of used slots and the table of figures."""
+"""What the audience sees in the terminal: this room holds the chart of used slots and the table of
+figures.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,9 @@ COLOURS = {"1": "red", "2": "yellow", "3a": "green", "3b": "cyan"}
 
 
 def highest(readings: Sequence[Reading], columns: int) -> list[int]:
-    """Return the highest reading of each of *columns* equal spans of time; a span without one repeats the last."""
+    """Return the highest reading of each of *columns* equal spans of time; a span without one
+    repeats the last.
+    """
     spans: list[int | None] = [None] * columns
     begin = readings[0].at if readings else 0.0
     length = max(readings[-1].at - begin, 1e-9) if readings else 1.0
@@ -31,7 +35,9 @@ def highest(readings: Sequence[Reading], columns: int) -> list[int]:
 
 
 def bars(values: Sequence[int], top: int) -> Iterator[str]:
-    """Yield the lines of a bar chart of *values*, from the highest down; what is not zero shows at least an eighth."""
+    """Yield the lines of a bar chart of *values*, from the highest down; what is not zero shows at
+    least an eighth.
+    """
     heights = [math.ceil(min(value, top) / top * HEIGHT * 8) for value in values]
     for line in reversed(range(HEIGHT)):
         yield "".join(EIGHTHS[max(0, min(8, height - line * 8))] for height in heights)
@@ -49,14 +55,20 @@ class Screen:
 
 
 def chart(play: Play, width: int) -> Text:
-    """Return one panel for each act, side by side, each as long as the act took; the rule is the last slot."""
+    """Return one panel for each act, side by side, each as long as the act took; the rule is the
+    last slot.
+    """
     slots = play.stage.slots
     margin = len(str(slots)) + 2
     panel = (min(width, 120) - margin) // len(play.acts) - 1
-    drawn = [list(bars(highest(act.readings, panel) if act.readings else [], slots)) for act in play.acts]
+    drawn = [
+        list(bars(highest(act.readings, panel) if act.readings else [], slots)) for act in play.acts
+    ]
     text = Text(no_wrap=True)
     text.append(f"{'slots':>{margin + 3}} in use\n", "dim")
-    text.append(f"{slots:>{margin - 2}} ┬", "dim").append("─" * ((panel + 1) * len(play.acts) - 1) + "\n", "dim")
+    text.append(f"{slots:>{margin - 2}} ┬", "dim").append(
+        "─" * ((panel + 1) * len(play.acts) - 1) + "\n", "dim"
+    )
     for line in range(HEIGHT):
         text.append(f"{0:>{margin - 2}} ┴" if line == HEIGHT - 1 else f"{'│':>{margin}}", "dim")
         for act, lines in zip(play.acts, drawn, strict=True):
@@ -66,20 +78,29 @@ def chart(play: Play, width: int) -> Text:
     for act in play.acts:
         took = f"{act.seconds:.1f} s" if act.readings else ""
         label = f"act {act.number}"
-        text.append(label, f"bold {COLOURS[act.number]}").append(f"{took:>{panel - len(label)}} ", "dim")
+        text.append(label, f"bold {COLOURS[act.number]}").append(
+            f"{took:>{panel - len(label)}} ", "dim"
+        )
     text.append("\n")
     return text
 
 
 def figures(play: Play) -> Table:
-    """Return the acts' figures, all of them counted from outside: by the client and by PostgreSQL."""
+    """Return the acts' figures, all of them counted from outside: by the client and by
+    PostgreSQL.
+    """
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("act")
     table.add_column("")
     for heading in ("requests", "errors", f"peak of {play.stage.slots}", "left"):
         table.add_column(heading, justify="right", no_wrap=True)
     for act in play.acts:
-        table.add_row(act.number, act.title, *row(act), style=COLOURS[act.number] if act is play.now_playing else None)
+        table.add_row(
+            act.number,
+            act.title,
+            *row(act),
+            style=COLOURS[act.number] if act is play.now_playing else None,
+        )
     return table
 
 
@@ -88,4 +109,9 @@ def row(act: Act) -> list[str]:
     if not act.readings:
         return ["-"] * 4
     of = f"/{act.expected}" if act.expected and act.left is None else ""
-    return [f"{act.requests}{of}", str(act.errors), str(act.peak), "-" if act.left is None else str(act.left)]
+    return [
+        f"{act.requests}{of}",
+        str(act.errors),
+        str(act.peak),
+        "-" if act.left is None else str(act.left),
+    ]

@@ -21,7 +21,9 @@ class Reading:
 
 
 class Meter(threading.Thread):
-    """A session of its own that counts the application's, twenty times a second, into *readings*."""
+    """A session of its own that counts the application's, twenty times a second, into
+    *readings*.
+    """
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(name="meter", daemon=True)

@@ -1,4 +1,6 @@
-"""What is left to look at afterwards: this room holds the geometry and the figures of a page that needs nothing but itself."""
+"""What is left to look at afterwards: this room holds the geometry and the figures of a page that
+needs nothing but itself.
+"""
 
 import platform
 from collections.abc import Sequence
@@ -39,7 +41,10 @@ def render(play: Play, faults: Sequence[str]) -> str:
         "leak": leak,
         "guarded_requests": sum(act.requests for act in guarded),
         "guarded_left": sum(act.left or 0 for act in guarded),
-        "panels": [_panel(act, LEFT + (width + GAP) * number, width, slots) for number, act in enumerate(play.acts)],
+        "panels": [
+            _panel(act, LEFT + (width + GAP) * number, width, slots)
+            for number, act in enumerate(play.acts)
+        ],
         "marks": [(mark, _height(mark, slots)) for mark in (0, *range(10, slots - 4, 10))],
         "top": TOP,
         "floor": FLOOR,
@@ -55,7 +60,8 @@ def render(play: Play, faults: Sequence[str]) -> str:
 def _panel(act: Act, left: float, width: float, slots: int) -> Panel:
     steps = highest(act.readings, STEPS) if act.readings else []
     line = "".join(
-        f"{'L' if number else 'M'}{left + number * width / STEPS:.1f} {_height(used, slots)}h{width / STEPS:.1f}"
+        f"{'L' if number else 'M'}{left + number * width / STEPS:.1f}"
+        f" {_height(used, slots)}h{width / STEPS:.1f}"
         for number, used in enumerate(steps)
     )
     return Panel(act, row(act), round(left, 1), round(left + width, 1), line)

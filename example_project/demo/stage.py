@@ -1,4 +1,6 @@
-"""Where the acts are played: this room holds PostgreSQL, a database of the demo's own in it, and uvicorn in front."""
+"""Where the acts are played: this room holds PostgreSQL, a database of the demo's own in it, and
+uvicorn in front.
+"""
 
 import os
 import re
@@ -34,16 +36,23 @@ ABOUT_SERVER = """
 SELECT current_setting('max_connections')::int
        - current_setting('superuser_reserved_connections')::int
        - coalesce(current_setting('reserved_connections', true), '0')::int,
-       (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' OR backend_type IS NULL),
+       (SELECT count(*) FROM pg_stat_activity
+        WHERE backend_type = 'client backend' OR backend_type IS NULL),
        split_part(current_setting('server_version'), ' ', 1)
 """
 
-# The shell ends the program when its own input ends, so that nothing is left when the demo itself is killed with -9.
-LEASH = 'exec 3<&0; "$@" </dev/null 3<&- & program=$!; (cat <&3; kill $program 2>/dev/null) & wait $program'
+# The shell ends the program when its own input ends, so that nothing is left when the demo itself
+# is killed with -9.
+LEASH = (
+    'exec 3<&0; "$@" </dev/null 3<&- & program=$!; (cat <&3; kill $program 2>/dev/null) & wait'
+    " $program"
+)
 
 
 def connect(url: str, application_name: str) -> BaseDatabaseWrapper:
-    """Return a connection of the calling thread to *url*, past the project's DATABASES, with either driver."""
+    """Return a connection of the calling thread to *url*, past the project's DATABASES, with either
+    driver.
+    """
     settings = environ.Env.db_url_config(url)
     settings["OPTIONS"] = {**settings.get("OPTIONS", {}), "application_name": application_name}
     return ConnectionHandler({"default": settings})["default"]
@@ -51,7 +60,9 @@ def connect(url: str, application_name: str) -> BaseDatabaseWrapper:
 
 @dataclass(frozen=True)
 class Stage:
-    """A PostgreSQL with a role and a database for the example, which can take *slots* sessions and no more."""
+    """A PostgreSQL with a role and a database for the example, which can take *slots* sessions and
+    no more.
+    """
 
     operator_url: str
     role: str
@@ -65,13 +76,25 @@ class Stage:
         """Run a command of the example, as an operator would."""
         command = [sys.executable, "manage.py", *arguments]
         settings = {**self.environment, **environment}
-        return subprocess.run(command, cwd=PROJECT, env=settings, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, cwd=PROJECT, env=settings, capture_output=True, text=True, check=False
+        )
 
     @contextmanager
     def serve(self, guard: str) -> Iterator[httpx.Request]:
-        """Run the example under uvicorn with as much of conn_guard as *guard* says; give a request that is logged in."""
+        """Run the example under uvicorn with as much of conn_guard as *guard* says; give a request
+        that is logged in.
+        """
         log = self.folder / f"uvicorn-{guard}.log"
-        command = [sys.executable, "-m", "uvicorn", "example.asgi:application", "--port", "0", "--no-access-log"]
+        command = [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            "example.asgi:application",
+            "--port",
+            "0",
+            "--no-access-log",
+        ]
         with log.open("wb") as output:
             # A session of its own: Ctrl-C ends the demo, and the demo ends the server.
             process = subprocess.Popen(
@@ -87,7 +110,9 @@ class Stage:
             address = _address(process, log)
             who = {"username": "annotator", "password": self.environment["SEED_PASSWORD"]}
             answer = httpx.post(f"{address}/api/login", json=who, timeout=30).raise_for_status()
-            yield httpx.Request("GET", address, headers={"Authorization": f"Token {answer.json()['token']}"})
+            yield httpx.Request(
+                "GET", address, headers={"Authorization": f"Token {answer.json()['token']}"}
+            )
         finally:
             process.stdin.close()
             try:
@@ -103,7 +128,9 @@ class Stage:
 
 @contextmanager
 def set_stage() -> Iterator[Stage]:
-    """Give a stage on the server of DATABASE_URL, or on one of our own; nothing of it is left afterwards."""
+    """Give a stage on the server of DATABASE_URL, or on one of our own; nothing of it is left
+    afterwards.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="conn_guard-demo-")))
         url = os.environ.get("DATABASE_URL", "")
@@ -114,27 +141,36 @@ def set_stage() -> Iterator[Stage]:
             except LocalPostgresError as error:
                 raise CommandError(str(error), returncode=2) from None
         elif not urlsplit(url).scheme.startswith("postg"):
-            raise CommandError("DATABASE_URL is no PostgreSQL's; unset it, and the demo starts one of its own.", returncode=2)
+            raise CommandError(
+                "DATABASE_URL is no PostgreSQL's; unset it, and the demo starts one of its own.",
+                returncode=2,
+            )
         operator = connect(url, "example:operator")
         stack.callback(operator.close)
         try:
             with operator.cursor() as cursor:
                 cursor.execute(ABOUT_SERVER)
                 slots, used, version = cursor.fetchone()
-                # This session ends, and the meter's takes its slot. On a server of somebody else's the demo takes no more
-                # than on its own, and leaves some.
+                # This session ends, and the meter's takes its slot. On a server of somebody else's
+                # the demo takes no more than on its own, and leaves some.
                 slots -= used
                 if not is_ours:
                     slots = min(MAX_CONNECTIONS - 4, slots - 5)
                 if slots < FEWEST_SLOTS:
-                    reason = f"The demo needs {FEWEST_SLOTS} free slots, and DATABASE_URL's server has {slots} to spare."
+                    reason = (
+                        f"The demo needs {FEWEST_SLOTS} free slots, and DATABASE_URL's server has"
+                        f" {slots} to spare."
+                    )
                     raise CommandError(reason, returncode=2)
-                name, password = _make_database(stack, operator, limit=-1 if is_ours else slots, is_ours=is_ours)
+                name, password = _make_database(
+                    stack, operator, limit=-1 if is_ours else slots, is_ours=is_ours
+                )
             operator.close()
         except Error as error:
             reason = " ".join(str(error).split())
             raise CommandError(
-                f"The demo makes a role and a database of its own on DATABASE_URL's server, and it refused: {reason}",
+                "The demo makes a role and a database of its own on DATABASE_URL's server, and it"
+                f" refused: {reason}",
                 returncode=2,
             ) from None
         stage = Stage(
@@ -144,7 +180,8 @@ def set_stage() -> Iterator[Stage]:
             postgres=version,
             folder=folder,
             environment={
-                # What decides how the example behaves may be set outside; what the demo relies on may not.
+                # What decides how the example behaves may be set outside; what the demo relies on
+                # may not.
                 "SENDFILE_BACKEND": "nginx",
                 **os.environ,
                 "DATABASE_URL": _with(url, database=name, account=f"{name}:{password}"),
@@ -163,11 +200,15 @@ def set_stage() -> Iterator[Stage]:
         for command in ("migrate", "seed"):
             done = stage.manage(command, "-v0", APPLICATION_NAME="example:worker")
             if done.returncode:
-                raise CommandError(f"manage.py {command} failed: {done.stderr.strip()}", returncode=2)
+                raise CommandError(
+                    f"manage.py {command} failed: {done.stderr.strip()}", returncode=2
+                )
         yield stage
 
 
-def _make_database(stack: ExitStack, operator: BaseDatabaseWrapper, *, limit: int, is_ours: bool) -> tuple[str, str]:
+def _make_database(
+    stack: ExitStack, operator: BaseDatabaseWrapper, *, limit: int, is_ours: bool
+) -> tuple[str, str]:
     name = "example" if is_ours else f"conn_guard_demo_{secrets.token_hex(3)}"
     password = secrets.token_hex(12)
 
@@ -178,7 +219,8 @@ def _make_database(stack: ExitStack, operator: BaseDatabaseWrapper, *, limit: in
     execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}' CONNECTION LIMIT {limit}")
     if not is_ours:
         stack.callback(execute, f"DROP ROLE {name}")
-        # Whoever made a role is not yet one of it, and only who is may give it a database and end its sessions.
+        # Whoever made a role is not yet one of it, and only who is may give it a database and end
+        # its sessions.
         execute(f"GRANT {name} TO CURRENT_USER")
     execute(f"CREATE DATABASE {name} OWNER {name}")
     if not is_ours:

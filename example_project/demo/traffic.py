@@ -19,9 +19,8 @@ def asset_paths(server: httpx.Request) -> list[str]:
 def ask(server: httpx.Request, paths: Iterator[str], statuses: Counter[int]) -> None:
     """Ask for *paths*, a few at a time, and count the answers in *statuses*; 0 is none at all.
 
-    It reads as nginx does: it takes the head, and bears a body that breaks off, because the server promised a length and
-    has nothing to send.
-    """
+    It reads as nginx does: it takes the head, and bears a body that breaks off, because the server
+    promised a length and has nothing to send."""
 
     async def ask_on(client: httpx.AsyncClient) -> None:
         for path in paths:

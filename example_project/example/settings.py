@@ -1,4 +1,6 @@
-"""Settings of the example, a small annotation server in CVAT's shape; the environment decides what may differ."""
+"""Settings of the example, a small annotation server in CVAT's shape; the environment decides what
+may differ.
+"""
 
 from pathlib import Path
 
@@ -8,10 +10,13 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 env = environ.Env()
 
 DEBUG = env.bool("DEBUG", default=True)
-SECRET_KEY = env.str("SECRET_KEY", default="for development only") if DEBUG else env.str("SECRET_KEY")
+SECRET_KEY = (
+    env.str("SECRET_KEY", default="for development only") if DEBUG else env.str("SECRET_KEY")
+)
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["127.0.0.1", "localhost", "[::1]"])
 
-# How much of conn_guard runs: "off", "app" (INSTALLED_APPS and nothing else), "middleware" (both) or "engine" (all three).
+# How much of conn_guard runs: "off", "app" (INSTALLED_APPS and nothing else), "middleware" (both)
+# or "engine" (all three).
 GUARD = env.str("EXAMPLE_GUARD", default="middleware")
 CONN_GUARD = env.json("CONN_GUARD", default={})
 
@@ -27,7 +32,11 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
 ]
 MIDDLEWARE = [
-    *(["conn_guard.middleware.ConnectionGuardMiddleware"] if GUARD in ("middleware", "engine") else []),
+    *(
+        ["conn_guard.middleware.ConnectionGuardMiddleware"]
+        if GUARD in ("middleware", "engine")
+        else []
+    ),
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -38,8 +47,11 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 
-# The second alias is the operator's way in when the application has taken every slot: see `idle_reaper --database operator`.
-DATABASES = {"default": env.db_url("DATABASE_URL", default=f"sqlite:///{BASE_DIR / 'example.sqlite3'}")}
+# The second alias is the operator's way in when the application has taken every slot: see
+# `idle_reaper --database operator`.
+DATABASES = {
+    "default": env.db_url("DATABASE_URL", default=f"sqlite:///{BASE_DIR / 'example.sqlite3'}")
+}
 if "OPERATOR_DATABASE_URL" in env:
     DATABASES["operator"] = env.db_url("OPERATOR_DATABASE_URL")
 for database in DATABASES.values():
@@ -50,7 +62,8 @@ for database in DATABASES.values():
             database["ENGINE"] = "conn_guard.engine.postgresql"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# "nginx" answers a download with X-Accel-Redirect, as CVAT does in production; "simple" sends the file itself.
+# "nginx" answers a download with X-Accel-Redirect, as CVAT does in production; "simple" sends the
+# file itself.
 SENDFILE_BACKEND = env.str("SENDFILE_BACKEND", default="simple" if DEBUG else "nginx")
 MEDIA_ROOT = env.path("MEDIA_ROOT", default=str(BASE_DIR / "media"))()
 STATIC_URL = "static/"
@@ -62,7 +75,10 @@ LOGGING = {
     "handlers": {"console": {"class": "logging.StreamHandler"}},
     "loggers": {
         "django": {"handlers": ["console"], "level": "INFO"},
-        "conn_guard": {"handlers": ["console"], "level": env.str("CONN_GUARD_LOG_LEVEL", default="WARNING")},
+        "conn_guard": {
+            "handlers": ["console"],
+            "level": env.str("CONN_GUARD_LOG_LEVEL", default="WARNING"),
+        },
     },
 }
 

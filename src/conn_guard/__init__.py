@@ -1,4 +1,6 @@
-"""conn_guard ends the leak of PostgreSQL connections; this room holds the public names, resolved when first asked for."""
+"""conn_guard ends the leak of PostgreSQL connections; this room holds the public names, resolved
+when first asked for.
+"""
 
 from __future__ import annotations
 

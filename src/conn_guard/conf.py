@@ -1,4 +1,6 @@
-"""The CONN_GUARD setting, read in one place: this room holds its typed form and the words for what is wrong with it."""
+"""The CONN_GUARD setting, read in one place: this room holds its typed form and the words for what
+is wrong with it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """CONN_GUARD with every value checked and every default filled in; a duration is a timedelta."""
+    """CONN_GUARD with every value checked and every default filled in; a duration is a
+    timedelta.
+    """
 
     close: Literal["auto", "always", "never"] = "auto"
     close_with_owner: bool = True
@@ -59,7 +63,9 @@ KEYS = tuple(each.name.upper() for each in fields(Settings))
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with CONN_GUARD: the number of its check, what is wrong, and what to type instead."""
+    """One thing wrong with CONN_GUARD: the number of its check, what is wrong, and what to type
+    instead.
+    """
 
     id: Literal["E001", "E002", "E003"]
     message: str
@@ -67,7 +73,9 @@ class Problem:
 
 
 def parse(raw: object) -> tuple[Settings, list[Problem]]:
-    """Return the settings in *raw* and everything wrong with it; what is wrong keeps its default."""
+    """Return the settings in *raw* and everything wrong with it; what is wrong keeps its
+    default.
+    """
     if not isinstance(raw, Mapping):
         hint = 'Write CONN_GUARD = {} or a dict of its keys, such as {"CLOSE": "auto"}.'
         return Settings(), [Problem("E001", f"CONN_GUARD is {_shown(raw)}, not a dict.", hint)]
@@ -75,7 +83,13 @@ def parse(raw: object) -> tuple[Settings, list[Problem]]:
     problems: list[Problem] = []
     for key, value in raw.items():
         if key not in _READERS:
-            problems.append(Problem("E002", f"CONN_GUARD[{_shown(key)}] is not a setting of conn_guard.", _nearest(key)))
+            problems.append(
+                Problem(
+                    "E002",
+                    f"CONN_GUARD[{_shown(key)}] is not a setting of conn_guard.",
+                    _nearest(key),
+                )
+            )
             continue
         try:
             values[key.lower()] = _READERS[key](value)
@@ -86,7 +100,9 @@ def parse(raw: object) -> tuple[Settings, list[Problem]]:
 
 
 def current() -> Settings:
-    """Return the project's settings and never raise: what is wrong is logged once and keeps its default."""
+    """Return the project's settings and never raise: what is wrong is logged once and keeps its
+    default.
+    """
     settings, problems = _load()
     for problem in problems:
         if problem not in _logged:
@@ -96,10 +112,14 @@ def current() -> Settings:
 
 
 def require() -> Settings:
-    """Return the project's settings; raise ImproperlyConfigured in the words of the checks where they are wrong."""
+    """Return the project's settings; raise ImproperlyConfigured in the words of the checks where
+    they are wrong.
+    """
     settings, problems = _load()
     if problems:
-        raise ImproperlyConfigured(" ".join(f"{problem.message} {problem.hint}" for problem in problems))
+        raise ImproperlyConfigured(
+            " ".join(f"{problem.message} {problem.hint}" for problem in problems)
+        )
     return settings
 
 
@@ -109,7 +129,9 @@ def problems() -> list[Problem]:
 
 
 def parse_duration(text: str) -> timedelta:
-    """Return the duration that *text* names: ``90``, ``0.5s``, ``90s``, ``10m``, ``2h`` or ``1d``, or raise ValueError."""
+    """Return the duration that *text* names: ``90``, ``0.5s``, ``90s``, ``10m``, ``2h`` or ``1d``,
+    or raise ValueError.
+    """
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text, re.ASCII)
     if match is None:
         raise ValueError(f"{text!r} is not a duration: write 90s, 10m, 2h or 1d.")
@@ -157,7 +179,11 @@ def _shown(value: object) -> str:
 
 
 def _nearest(key: object) -> str:
-    near = difflib.get_close_matches(key.upper(), KEYS, n=1, cutoff=0.6) if isinstance(key, str) else []
+    near = (
+        difflib.get_close_matches(key.upper(), KEYS, n=1, cutoff=0.6)
+        if isinstance(key, str)
+        else []
+    )
     return f"Did you mean {near[0]!r}?" if near else f"The keys are {', '.join(KEYS)}."
 
 
@@ -167,7 +193,9 @@ def _choice(*choices: object) -> Callable[[object], object]:
             if type(value) is type(choice) and value == choice:
                 return choice
         named = [repr(choice) for choice in choices]
-        raise _WrongValueError(f"{', '.join(named[:-1])} or {named[-1]}", f"Write {named[0]}, which is the default.")
+        raise _WrongValueError(
+            f"{', '.join(named[:-1])} or {named[-1]}", f"Write {named[0]}, which is the default."
+        )
 
     return read
 
@@ -188,29 +216,44 @@ def _duration(value: object) -> timedelta:
     except OverflowError:
         usable = False
     if not usable:
-        raise _WrongValueError("a duration above zero", "Write timedelta(minutes=10), or 600 for seconds.")
+        raise _WrongValueError(
+            "a duration above zero", "Write timedelta(minutes=10), or 600 for seconds."
+        )
     return duration
 
 
 def _duration_or(*words: object) -> Callable[[object], object]:
     def read(value: object) -> object:
-        return value if any(value is word or (word and value == word) for word in words) else _duration(value)
+        return (
+            value
+            if any(value is word or (word and value == word) for word in words)
+            else _duration(value)
+        )
 
     return read
 
 
 def _names(value: object) -> tuple[str, ...]:
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and all(isinstance(name, str) for name in value):
+    if (
+        isinstance(value, Sequence)
+        and not isinstance(value, (str, bytes))
+        and all(isinstance(name, str) for name in value)
+    ):
         return tuple(value)
-    raise _WrongValueError("a list of application names", 'Write a list of globs, such as ["psql*", "pg_*"].')
+    raise _WrongValueError(
+        "a list of application names", 'Write a list of globs, such as ["psql*", "pg_*"].'
+    )
 
 
 def _pooler(value: object) -> Mapping[str, object]:
     if isinstance(value, Mapping) and all(
-        isinstance(alias, str) and isinstance(mode, str) and mode in ("session", "transaction") for alias, mode in value.items()
+        isinstance(alias, str) and isinstance(mode, str) and mode in ("session", "transaction")
+        for alias, mode in value.items()
     ):
         return dict(value)
-    raise _WrongValueError('a dict of aliases to "session" or "transaction"', 'Write {"default": "transaction"}.')
+    raise _WrongValueError(
+        'a dict of aliases to "session" or "transaction"', 'Write {"default": "transaction"}.'
+    )
 
 
 def _budget(value: object) -> Budget | None:
@@ -225,7 +268,9 @@ def _budget(value: object) -> Budget | None:
         and value.get("other", 0) >= 0
     ):
         return Budget(**value)
-    raise _WrongValueError("None or a dict of counts", 'Write {"processes": 4, "threads": 8, "other": 10}.')
+    raise _WrongValueError(
+        "None or a dict of counts", 'Write {"processes": 4, "threads": 8, "other": 10}.'
+    )
 
 
 _READERS: dict[object, Callable[[object], object]] = {

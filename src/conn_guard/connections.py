@@ -1,11 +1,12 @@
-"""Who owns a connection and when it ends: this room holds the only code that closes the application's connections.
+"""Who owns a connection and when it ends: this room holds the only code that closes the
+application's connections.
 
-A connection is owned by the thread that opened it or, on an event loop's thread, by the async contexts that can see it.
-The owner is an object that CPython drops together with the thread or the last of those contexts, at once and without the
-garbage collector; its finalizer closes what it owned. Two rules follow for everything that a finalizer may run: it takes no
-lock that its thread may hold, and it never asks for ``threading.current_thread()``, directly or by logging, which would
-register a dummy thread for ever.
-"""
+A connection is owned by the thread that opened it or, on an event loop's thread, by the async
+contexts that can see it. The owner is an object that CPython drops together with the thread or the
+last of those contexts, at once and without the garbage collector; its finalizer closes what it
+owned. Two rules follow for everything that a finalizer may run: it takes no lock that its thread
+may hold, and it never asks for ``threading.current_thread()``, directly or by logging, which would
+register a dummy thread for ever."""
 
 from __future__ import annotations
 
@@ -40,12 +41,16 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def watch() -> None:
-    """Give every connection that is opened from now on an owner; calling it again changes nothing."""
+    """Give every connection that is opened from now on an owner; calling it again changes
+    nothing.
+    """
     connection_created.connect(_own, dispatch_uid="conn_guard.connections")
 
 
 def _own(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
-    """Receive ``connection_created``. It never raises: Django would be left with a half-made connection in use."""
+    """Receive ``connection_created``. It never raises: Django would be left with a half-made
+    connection in use.
+    """
     try:
         vars(connection)["conn_guard_pid"] = os.getpid()
         if _is_lent(connection):
@@ -72,15 +77,22 @@ def _own(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
 
 
 class _ThreadOwner:
-    """What one thread opened, held by its ``threading.local`` alone, so that it goes when the thread goes."""
+    """What one thread opened, held by its ``threading.local`` alone, so that it goes when the
+    thread goes.
+    """
 
     def __init__(self) -> None:
         self.wrappers: WeakSet[BaseDatabaseWrapper] = WeakSet()
         self.pid = os.getpid()
         self.scope: RequestScope | None = None
 
-    def __del__(self, getpid: Callable[[], int] = os.getpid, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # A forked child must not end its parent's sessions, and a process that ends takes its sessions along.
+    def __del__(
+        self,
+        getpid: Callable[[], int] = os.getpid,
+        finalizing: Callable[[], bool] = sys.is_finalizing,
+    ) -> None:
+        # A forked child must not end its parent's sessions, and a process that ends takes its
+        # sessions along.
         if getpid() != self.pid or finalizing():
             return
         for wrapper in list(self.wrappers):
@@ -90,30 +102,38 @@ class _ThreadOwner:
 
 
 class _ContextOwner:
-    """One connection opened on an event loop's thread, held by the context that opened it and by every copy of that one."""
+    """One connection opened on an event loop's thread, held by the context that opened it and by
+    every copy of that one.
+    """
 
     def __init__(self, wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLoop) -> None:
         self.wrapper = ref(wrapper)
         self.loop = ref(loop)
         self.pid = os.getpid()
 
-    def __del__(self, getpid: Callable[[], int] = os.getpid, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+    def __del__(
+        self,
+        getpid: Callable[[], int] = os.getpid,
+        finalizing: Callable[[], bool] = sys.is_finalizing,
+    ) -> None:
         wrapper, loop = self.wrapper(), self.loop()
         if getpid() != self.pid or finalizing() or wrapper is None:
             return
         if loop is None or loop.is_closed():
             _abandon_outside_transaction(wrapper)
             return
-        # The last context may be dropped by any thread and inside any allocation: the loop closes, in its own time.
+        # The last context may be dropped by any thread and inside any allocation: the loop closes,
+        # in its own time.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(_close_unless_seen, wrapper)
 
 
 class _LateOwner:
-    """One connection opened after its request was over, on a thread of asgiref's, held by the task that asked for it.
+    """One connection opened after its request was over, on a thread of asgiref's, held by the task
+    that asked for it.
 
-    That thread ends with the context of the request, which Django before 6.1 often leaves in a cycle.
-    """
+    That thread ends with the context of the request, which Django before 6.1 often leaves in a
+    cycle."""
 
     def __init__(self, wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLoop) -> None:
         self.wrapper = ref(wrapper)
@@ -122,7 +142,11 @@ class _LateOwner:
         # It leads asgiref back to the same thread, and doesn't hold this owner yet.
         self.context = contextvars.copy_context()
 
-    def __del__(self, getpid: Callable[[], int] = os.getpid, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+    def __del__(
+        self,
+        getpid: Callable[[], int] = os.getpid,
+        finalizing: Callable[[], bool] = sys.is_finalizing,
+    ) -> None:
         loop = self.loop()
         if getpid() != self.pid or finalizing() or loop is None:
             return
@@ -132,8 +156,8 @@ class _LateOwner:
 
 
 _local = threading.local()
-_context_owners: contextvars.ContextVar[tuple[_ContextOwner | _LateOwner, ...]] = contextvars.ContextVar(
-    "conn_guard_owners", default=()
+_context_owners: contextvars.ContextVar[tuple[_ContextOwner | _LateOwner, ...]] = (
+    contextvars.ContextVar("conn_guard_owners", default=())
 )
 
 
@@ -152,11 +176,12 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def own_in_context(wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLoop) -> None:
-    """Let this context, and all that it will be copied to, own *wrapper*; calling it again changes nothing.
+    """Let this context, and all that it will be copied to, own *wrapper*; calling it again changes
+    nothing.
 
-    An engine calls it as it makes the wrapper, the receiver of ``connection_created`` as it is opened. From Python 3.12 on the
-    end of the task counts as well: a context may be part of a cycle, and would then wait for the garbage collector.
-    """
+    An engine calls it as it makes the wrapper, the receiver of ``connection_created`` as it is
+    opened. From Python 3.12 on the end of the task counts as well: a context may be part of a
+    cycle, and would then wait for the garbage collector."""
     if not _hold(_ContextOwner, wrapper, loop):
         return
     task = asyncio.current_task(loop)
@@ -165,20 +190,28 @@ def own_in_context(wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLoop
 
 
 def own_from_birth(wrapper: BaseDatabaseWrapper) -> None:
-    """Let this context own *wrapper*, which an engine is making here; on a thread without an event loop do nothing."""
+    """Let this context own *wrapper*, which an engine is making here; on a thread without an event
+    loop do nothing.
+    """
     loop = _running_loop()
     if loop is not None and conf.current().close_with_owner:
         own_in_context(wrapper, loop)
 
 
 def _own_after_request(wrapper: BaseDatabaseWrapper) -> None:
-    """Let the task whose synchronous code opens *wrapper* own it; asgiref hands it what is set in this context."""
+    """Let the task whose synchronous code opens *wrapper* own it; asgiref hands it what is set in
+    this context.
+    """
     loop = getattr(SyncToAsync.threadlocal, "main_event_loop", None)
     if loop is not None:
         _hold(_LateOwner, wrapper, loop)
 
 
-def _hold(kind: type[_ContextOwner | _LateOwner], wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLoop) -> bool:
+def _hold(
+    kind: type[_ContextOwner | _LateOwner],
+    wrapper: BaseDatabaseWrapper,
+    loop: asyncio.AbstractEventLoop,
+) -> bool:
     """Let this context hold an owner of *wrapper*, and return whether it held none before."""
     owners = [owner for owner in _context_owners.get() if owner.wrapper() is not None]
     if any(owner.wrapper() is wrapper for owner in owners):
@@ -189,7 +222,9 @@ def _hold(kind: type[_ContextOwner | _LateOwner], wrapper: BaseDatabaseWrapper, 
 
 def _close_after(task: asyncio.Task[Any], wrapper: BaseDatabaseWrapper) -> None:
     # In an empty context: a callback would hold a copy of this one, and with it the owner.
-    task.add_done_callback(functools.partial(_task_done, ref(wrapper)), context=contextvars.Context())
+    task.add_done_callback(
+        functools.partial(_task_done, ref(wrapper)), context=contextvars.Context()
+    )
 
 
 def _task_done(wrapper_ref: ref[BaseDatabaseWrapper], _: object) -> None:
@@ -201,9 +236,9 @@ def _task_done(wrapper_ref: ref[BaseDatabaseWrapper], _: object) -> None:
 def _close_unless_seen(wrapper: BaseDatabaseWrapper) -> None:
     """Close *wrapper* on its loop's thread, or after the task that can still see it.
 
-    A task may have touched the wrapper before it started the task that opened it, and may hold state on its session. Python
-    tells the contexts of other tasks from 3.12 on; before, a transaction is all that can be seen.
-    """
+    A task may have touched the wrapper before it started the task that opened it, and may hold
+    state on its session. Python tells the contexts of other tasks from 3.12 on; before, a
+    transaction is all that can be seen."""
     if wrapper.connection is None:
         return
     if sys.version_info >= (3, 12):
@@ -215,7 +250,9 @@ def _close_unless_seen(wrapper: BaseDatabaseWrapper) -> None:
 
 
 def _sees(context: contextvars.Context, wrapper: BaseDatabaseWrapper) -> bool:
-    return any(owner.wrapper() is wrapper for owner in context.get(_context_owners, ())) or context.run(_is_current, wrapper)
+    return any(
+        owner.wrapper() is wrapper for owner in context.get(_context_owners, ())
+    ) or context.run(_is_current, wrapper)
 
 
 def _close_on_its_thread(wrapper_ref: ref[BaseDatabaseWrapper]) -> None:
@@ -236,7 +273,8 @@ async def _close_there(wrapper_ref: ref[BaseDatabaseWrapper]) -> None:
 
 def _close_here(wrapper_ref: ref[BaseDatabaseWrapper]) -> None:
     wrapper: Any = wrapper_ref()
-    # What a call that was not thread-sensitive opened is on another thread, which may be at work on it.
+    # What a call that was not thread-sensitive opened is on another thread, which may be at work on
+    # it.
     if wrapper is not None and wrapper._thread_ident == threading.get_ident():
         _abandon_outside_transaction(wrapper)
 
@@ -245,16 +283,22 @@ def _close_here(wrapper_ref: ref[BaseDatabaseWrapper]) -> None:
 
 
 def _is_lent(wrapper: Any) -> bool:
-    """Return whether *wrapper* is its lender's to close: shared between threads on purpose, as LiveServerTestCase does, or
-    inherited over a fork, where closing it would end the session of the parent.
+    """Return whether *wrapper* is its lender's to close: shared between threads on purpose, as
+    LiveServerTestCase does, or inherited over a fork, where closing it would end the session of the
+    parent.
 
-    ``allow_thread_sharing`` tells the former too, but takes a lock that the thread of a finalizer may hold.
-    """
-    return bool(wrapper._thread_sharing_count) or getattr(wrapper, "conn_guard_pid", None) not in (None, os.getpid())
+    ``allow_thread_sharing`` tells the former too, but takes a lock that the thread of a finalizer
+    may hold."""
+    return bool(wrapper._thread_sharing_count) or getattr(wrapper, "conn_guard_pid", None) not in (
+        None,
+        os.getpid(),
+    )
 
 
 def _abandon(wrapper: Any) -> None:
-    """Close *wrapper*, whose owner is gone, and stay silent: a finalizer can neither raise nor log."""
+    """Close *wrapper*, whose owner is gone, and stay silent: a finalizer can neither raise nor
+    log.
+    """
     if wrapper.connection is None or _is_lent(wrapper):
         return
     with contextlib.suppress(Exception):
@@ -269,12 +313,16 @@ def _abandon(wrapper: Any) -> None:
 
 
 def close_unused(wrapper: BaseDatabaseWrapper) -> None:
-    """Close *wrapper*, which the engine found to be used by nobody, from whatever thread; it never raises."""
+    """Close *wrapper*, which the engine found to be used by nobody, from whatever thread; it never
+    raises.
+    """
     _abandon(wrapper)
 
 
 def _abandon_outside_transaction(wrapper: BaseDatabaseWrapper) -> None:
-    """Close *wrapper*, or leave it to the loop's thread where a task that can't be told may be in a transaction on it."""
+    """Close *wrapper*, or leave it to the loop's thread where a task that can't be told may be in a
+    transaction on it.
+    """
     if wrapper.connection is not None and in_transaction(wrapper):
         _thread_owner().wrappers.add(wrapper)
     else:
@@ -282,8 +330,9 @@ def _abandon_outside_transaction(wrapper: BaseDatabaseWrapper) -> None:
 
 
 def in_transaction(wrapper: BaseDatabaseWrapper) -> bool:
-    """Return whether *wrapper* is in an atomic block, has another autocommit than its settings ask for, or is in a
-    transaction that only the driver knows of, such as a raw BEGIN. PostgreSQL and SQLite tell the latter, others don't.
+    """Return whether *wrapper* is in an atomic block, has another autocommit than its settings ask
+    for, or is in a transaction that only the driver knows of, such as a raw BEGIN. PostgreSQL and
+    SQLite tell the latter, others don't.
 
     **Source:** libpq's PQTRANS_INTRANS and PQTRANS_INERROR are 2 and 3.
     """
@@ -297,7 +346,8 @@ def in_transaction(wrapper: BaseDatabaseWrapper) -> bool:
 def _close(wrapper: BaseDatabaseWrapper) -> None:
     try:
         wrapper.close()
-        # Closing inside an atomic block that nobody will leave makes Django refuse every later query of this thread.
+        # Closing inside an atomic block that nobody will leave makes Django refuse every later
+        # query of this thread.
         if wrapper.in_atomic_block and _is_current(wrapper):
             del connections[wrapper.alias]
     except Exception:
@@ -319,15 +369,27 @@ def _is_current(wrapper: BaseDatabaseWrapper) -> bool:
 
 
 class RequestScope:
-    """The connections of one request: those that it found open, and those that it opened, with the thread of each."""
+    """The connections of one request: those that it found open, and those that it opened, with the
+    thread of each.
+    """
 
-    __slots__ = ("close_found", "finished", "found", "found_in_transaction", "keep_persistent", "opened", "view")
+    __slots__ = (
+        "close_found",
+        "finished",
+        "found",
+        "found_in_transaction",
+        "keep_persistent",
+        "opened",
+        "view",
+    )
 
-    def __init__(self, *, view: Callable[[], str], keep_persistent: bool, close_found: bool = False) -> None:
-        """Begin a request. *view* names it. *keep_persistent*: what CONN_MAX_AGE keeps stays open. *close_found*: what the
-        request found open is closed as well.
-        """
-        # Weak: a copy that the request drops is not kept open for it. Made when needed: most requests open little or nothing.
+    def __init__(
+        self, *, view: Callable[[], str], keep_persistent: bool, close_found: bool = False
+    ) -> None:
+        """Begin a request. *view* names it. *keep_persistent*: what CONN_MAX_AGE keeps stays open.
+        *close_found*: what the request found open is closed as well."""
+        # Weak: a copy that the request drops is not kept open for it. Made when needed: most
+        # requests open little or nothing.
         self.opened: WeakKeyDictionary[BaseDatabaseWrapper, int] | None = None
         self.found: set[BaseDatabaseWrapper] = set()
         self.found_in_transaction: set[BaseDatabaseWrapper] = set()
@@ -352,7 +414,9 @@ class RequestScope:
                     self.found_in_transaction.add(wrapper)
 
     def end(self) -> None:
-        """Close what the request leaves on this thread; what it found in a transaction is not its own to end."""
+        """Close what the request leaves on this thread; what it found in a transaction is not its
+        own to end.
+        """
         if not self.opened and not self.found:
             return
         here = threading.get_ident()
@@ -377,7 +441,9 @@ class RequestScope:
                 _close(wrapper)
 
     async def aend(self) -> None:
-        """Do what :meth:`end` does, on the event loop's thread and on the one that runs the request's synchronous code."""
+        """Do what :meth:`end` does, on the event loop's thread and on the one that runs the
+        request's synchronous code.
+        """
         self.end()
         if self.is_open_elsewhere():
             await sync_to_async(self.end, thread_sensitive=True)()
@@ -385,7 +451,9 @@ class RequestScope:
     def is_open_elsewhere(self) -> bool:
         """Return whether another thread holds a connection open that the request opened there."""
         here = threading.get_ident()
-        return any(ident != here and wrapper.connection is not None for wrapper, ident in self._opened())
+        return any(
+            ident != here and wrapper.connection is not None for wrapper, ident in self._opened()
+        )
 
     def _opened(self) -> list[tuple[BaseDatabaseWrapper, int]]:
         return list(self.opened.items()) if self.opened else []
@@ -402,18 +470,22 @@ class RequestScope:
         self.found_in_transaction.clear()
 
     def tell_if_unfinished(self) -> None:
-        """Log that the response was never closed. Called by the finalizer of the thread, which must not log itself."""
+        """Log that the response was never closed. Called by the finalizer of the thread, which must
+        not log itself.
+        """
         if self.finished:
             return
         self.finished = True
-        # A thread of its own, because logging in a dying one registers a dummy thread; at exit there may be none.
+        # A thread of its own, because logging in a dying one registers a dummy thread; at exit
+        # there may be none.
         with contextlib.suppress(RuntimeError):
             threading.Thread(target=self._tell, name="conn_guard", daemon=True).start()
 
     def _tell(self) -> None:
         logger.info(
-            "The response of %s was never closed: the server's send raised, or the client left. "
-            "Its connection is closed; in Django alone it would stay open, idle, until the garbage collector runs.",
+            "The response of %s was never closed: the server's send raised, or the client left. Its"
+            " connection is closed; in Django alone it would stay open, idle, until the garbage"
+            " collector runs.",
             self.view(),
         )
 
@@ -422,7 +494,9 @@ def _over() -> str:
     return "A request that is over"
 
 
-_scope: contextvars.ContextVar[RequestScope | None] = contextvars.ContextVar("conn_guard_scope", default=None)
+_scope: contextvars.ContextVar[RequestScope | None] = contextvars.ContextVar(
+    "conn_guard_scope", default=None
+)
 
 
 def current_view() -> str:
@@ -435,10 +509,11 @@ def current_view() -> str:
 
 
 class JobScope(RequestScope):
-    """The connections of one job of a worker, whose thread lives on: at the job's end none of that thread stays open.
+    """The connections of one job of a worker, whose thread lives on: at the job's end none of that
+    thread stays open.
 
-    Only a transaction that was open before the job is left alone: that of a test which runs a worker in its own thread.
-    """
+    Only a transaction that was open before the job is left alone: that of a test which runs a
+    worker in its own thread."""
 
     __slots__ = ()
 
@@ -448,10 +523,13 @@ class JobScope(RequestScope):
         self.look()
 
     def finish(self) -> None:
-        """End the job; what code of the worker's own opened on this thread meanwhile is closed with it."""
+        """End the job; what code of the worker's own opened on this thread meanwhile is closed with
+        it.
+        """
         self.found.update(_open_here())
         self.end()
-        # A job that called asyncio.run() left its synchronous code to a thread of asgiref's, which such a call reaches again.
+        # A job that called asyncio.run() left its synchronous code to a thread of asgiref's, which
+        # such a call reaches again.
         if self.is_open_elsewhere() and _running_loop() is None:
             asyncio.run(sync_to_async(self.end, thread_sensitive=True)())
         super().finish()
@@ -462,10 +540,11 @@ class JobScope(RequestScope):
 
 @contextmanager
 def pin(alias: str = "default") -> Iterator[None]:
-    """Forbid the engine to close or replace this thread's connection of *alias*, for state that no query can tell of.
+    """Forbid the engine to close or replace this thread's connection of *alias*, for state that no
+    query can tell of.
 
-    Only ``conn_guard.engine`` ends connections of living threads, so with another engine there is nothing to forbid.
-    """
+    Only ``conn_guard.engine`` ends connections of living threads, so with another engine there is
+    nothing to forbid."""
     wrapper: Any = connections[alias]
     wrapper.conn_guard_pins = getattr(wrapper, "conn_guard_pins", 0) + 1
     try:
@@ -483,14 +562,22 @@ class _Closing:
     def __enter__(self) -> None:
         conf.require()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         close_all()
 
     async def __aenter__(self) -> None:
         conf.require()
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         close_all()
         await sync_to_async(close_all, thread_sensitive=True)()
@@ -506,8 +593,9 @@ class _Closing:
             return cast("_Function", closing_async)
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(
-                f"closing_connections can't decorate the generator function {getattr(function, '__qualname__', function)!r}, "
-                "whose body runs after the call: write 'with closing_connections():' inside it."
+                "closing_connections can't decorate the generator function"
+                f" {getattr(function, '__qualname__', function)!r}, whose body runs after the call:"
+                " write 'with closing_connections():' inside it."
             )
 
         @functools.wraps(function)
@@ -523,12 +611,12 @@ def closing_connections() -> _Closing: ...
 @overload
 def closing_connections(function: _Function) -> _Function: ...
 def closing_connections(function: _Function | None = None) -> _Closing | _Function:
-    """Return a context manager and decorator, sync and async, that closes this thread's connections at its end.
+    """Return a context manager and decorator, sync and async, that closes this thread's connections
+    at its end.
 
-    For code that no request surrounds: threads, jobs, schedulers, commands. It closes on success and on error, every alias,
-    also what ``connection.copy()`` made, and leaves a connection that is inside an atomic block alone.
-    Raises ImproperlyConfigured where CONN_GUARD is wrong.
-    """
+    For code that no request surrounds: threads, jobs, schedulers, commands. It closes on success
+    and on error, every alias, also what ``connection.copy()`` made, and leaves a connection that is
+    inside an atomic block alone. Raises ImproperlyConfigured where CONN_GUARD is wrong."""
     return _Closing() if function is None else _Closing()(function)
 
 
@@ -540,10 +628,13 @@ def close_all() -> None:
 
 
 def _open_here() -> set[BaseDatabaseWrapper]:
-    """Return what is open on this thread and its own; on an event loop's thread what this context sees.
+    """Return what is open on this thread and its own; on an event loop's thread what this context
+    sees.
 
-    What synchronous code opened on a loop's thread can't be closed while the loop runs, and is that code's.
-    """
+    What synchronous code opened on a loop's thread can't be closed while the loop runs, and is that
+    code's."""
     copies = _thread_owner().wrappers if _running_loop() is None else ()
     wrappers = {*connections.all(initialized_only=True), *copies}
-    return {wrapper for wrapper in wrappers if wrapper.connection is not None and not _is_lent(wrapper)}
+    return {
+        wrapper for wrapper in wrappers if wrapper.connection is not None and not _is_lent(wrapper)
+    }

@@ -1,4 +1,6 @@
-"""Where Django's requests pass: this room holds the middleware, which is wiring around one RequestScope."""
+"""Where Django's requests pass: this room holds the middleware, which is wiring around one
+RequestScope.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,8 @@ class ConnectionGuardMiddleware:
         try:
             response = _attach(await self.get_response(request), scope)
         except BaseException:
-            # Cancelled: the thread of the request's synchronous code may still be busy, and closes what it owns as it ends.
+            # Cancelled: the thread of the request's synchronous code may still be busy, and closes
+            # what it owns as it ends.
             scope.finish()
             raise
         if _is_ready(response):
@@ -81,7 +84,9 @@ def _scope(request: HttpRequest) -> RequestScope | None:
 
 
 def _view_of(request: HttpRequest) -> str:
-    """Return the dotted path of the view, with the name of its URL where it has one, or the path where none was found."""
+    """Return the dotted path of the view, with the name of its URL where it has one, or the path
+    where none was found.
+    """
     match = request.resolver_match
     if match is None:
         return request.path
@@ -89,12 +94,16 @@ def _view_of(request: HttpRequest) -> str:
 
 
 def _is_ready(response: HttpResponseBase) -> bool:
-    """Return whether sending *response* needs no connection, so that a slow client need not hold one."""
+    """Return whether sending *response* needs no connection, so that a slow client need not hold
+    one.
+    """
     return not response.streaming or isinstance(response, FileResponse)
 
 
 def _attach(response: HttpResponseBase, scope: RequestScope) -> HttpResponseBase:
-    """Let *scope* end with the body of *response* where that is a stream, and finish when it is closed."""
+    """Let *scope* end with the body of *response* where that is a stream, and finish when it is
+    closed.
+    """
     response.close = _Close(response, scope)  # type: ignore[method-assign]
     if not _is_ready(response):
         stream = _astream if getattr(response, "is_async", False) else _stream
@@ -118,11 +127,12 @@ async def _astream(content: AsyncIterator[bytes], scope: RequestScope) -> AsyncI
 
 
 class _Close:
-    """The ``close()`` of one response: Django's, and then the last end of the request's connections.
+    """The ``close()`` of one response: Django's, and then the last end of the request's
+    connections.
 
-    Whatever queries in a ``close()`` or in a receiver of ``request_finished`` has run by then. It refers to the response
-    weakly, since a cycle would leave every response to the garbage collector.
-    """
+    Whatever queries in a ``close()`` or in a receiver of ``request_finished`` has run by then. It
+    refers to the response weakly, since a cycle would leave every response to the garbage
+    collector."""
 
     def __init__(self, response: HttpResponseBase, scope: RequestScope | None) -> None:
         self.response = weakref.ref(response)
@@ -141,5 +151,6 @@ class _Close:
                 self.scope.finish()
 
     def __reduce__(self) -> tuple[type[_Close], tuple[HttpResponseBase | None, None]]:
-        # A cache middleware above ours pickles the response: what it restores belongs to no request.
+        # A cache middleware above ours pickles the response: what it restores belongs to no
+        # request.
         return type(self), (self.response(), None)

@@ -1,4 +1,6 @@
-"""Who may be ended: this room holds the rules, as a table in which the first reason to spare a session wins."""
+"""Who may be ended: this room holds the rules, as a table in which the first reason to spare a
+session wins.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
-from conn_guard.sessions import AT_REST_IN_TRANSACTION, CLIENT_BACKEND, REAPER_APPLICATION, LastStatement, Session, State
+from conn_guard.sessions import (
+    AT_REST_IN_TRANSACTION,
+    CLIENT_BACKEND,
+    REAPER_APPLICATION,
+    LastStatement,
+    Session,
+    State,
+)
 
 Network = IPv4Network | IPv6Network
 ANY_USER = "*"
@@ -47,7 +56,9 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Whom the operator means, and whom never; *login_role* and *database* are those of the reaper's own session."""
+    """Whom the operator means, and whom never; *login_role* and *database* are those of the
+    reaper's own session.
+    """
 
     idle_for: timedelta
     idle_in_transaction_for: timedelta | None = None
@@ -77,8 +88,14 @@ class Policy:
         return self.names(session) and (not self.clients or within(session.client, self.clients))
 
     def protects_superuser(self, session: Session) -> bool:
-        """Return whether *session* is a superuser's that nobody named: neither as login role nor by ``--user``."""
-        return session.is_superuser and session.user != self.login_role and session.user not in self.users
+        """Return whether *session* is a superuser's that nobody named: neither as login role nor by
+        ``--user``.
+        """
+        return (
+            session.is_superuser
+            and session.user != self.login_role
+            and session.user not in self.users
+        )
 
     def excludes_name(self, session: Session) -> bool:
         """Return whether the operator excluded *session* by its role or its application_name."""
@@ -89,7 +106,9 @@ class Policy:
         return matches(session, self.protected_applications)
 
     def might_reap(self, session: Session) -> bool:
-        """Return whether *session* could become a victim, as far as its role, database and application_name tell."""
+        """Return whether *session* could become a victim, as far as its role, database and
+        application_name tell.
+        """
         return (
             not session.is_self
             and session.user is not None
@@ -108,7 +127,9 @@ class Policy:
 
 
 def matches(session: Session, globs: Iterable[str]) -> bool:
-    """Return whether one of *globs* matches the session's full name or its name without a stamp; case counts."""
+    """Return whether one of *globs* matches the session's full name or its name without a stamp;
+    case counts.
+    """
     names = (session.application_name, session.application)
     return any(fnmatchcase(name, glob) for glob in globs for name in names)
 
@@ -126,11 +147,14 @@ def judge(session: Session, policy: Policy) -> Verdict:
     return Verdict.REAP if _rests(session) else Verdict.ACTIVE
 
 
-def keep_recent(judged: Iterable[tuple[Session, Verdict]], keep: int) -> list[tuple[Session, Verdict]]:
-    """Return *judged* in its order with the *keep* most recently used sessions of each role and application spared.
+def keep_recent(
+    judged: Iterable[tuple[Session, Verdict]], keep: int
+) -> list[tuple[Session, Verdict]]:
+    """Return *judged* in its order with the *keep* most recently used sessions of each role and
+    application spared.
 
-    Every session of a group counts towards the number, also one in use: it is the most recently used of all.
-    """
+    Every session of a group counts towards the number, also one in use: it is the most recently
+    used of all."""
     judged = list(judged)
     if not keep:
         return judged
@@ -143,7 +167,8 @@ def keep_recent(judged: Iterable[tuple[Session, Verdict]], keep: int) -> list[tu
         group.sort(key=lambda each: (each.state in _AT_REST, each.in_state_for))
         kept.update(each.pid for each in group[:keep])
     return [
-        (session, Verdict.KEEP if verdict is Verdict.REAP and session.pid in kept else verdict) for session, verdict in judged
+        (session, Verdict.KEEP if verdict is Verdict.REAP and session.pid in kept else verdict)
+        for session, verdict in judged
     ]
 
 
@@ -162,10 +187,13 @@ def _too_young(session: Session, policy: Policy) -> bool:
 
 
 def _rests(session: Session) -> bool:
-    # A transaction in state idle, or a backend that waits for anything but its client, has just stirred or is about to.
+    # A transaction in state idle, or a backend that waits for anything but its client, has just
+    # stirred or is about to.
     if not session.waits_for_client:
         return False
-    return session.state in AT_REST_IN_TRANSACTION or (session.state is State.IDLE and not session.in_transaction)
+    return session.state in AT_REST_IN_TRANSACTION or (
+        session.state is State.IDLE and not session.in_transaction
+    )
 
 
 # The order is the meaning: who it is, whether it rests long enough, who protects it, what it holds.
@@ -179,12 +207,16 @@ _REASONS: tuple[tuple[Verdict, Callable[[Session, Policy], bool]], ...] = (
     (Verdict.PROTECTED_APPLICATION, lambda session, policy: policy.protects_application(session)),
     (
         Verdict.EXCLUDED,
-        lambda session, policy: policy.excludes_name(session) or within(session.client, policy.excluded_clients),
+        lambda session, policy: (
+            policy.excludes_name(session) or within(session.client, policy.excluded_clients)
+        ),
     ),
     (Verdict.TRACK_ACTIVITIES_OFF, lambda session, _: session.state is State.DISABLED),
     (
         Verdict.IDLE_IN_TRANSACTION,
-        lambda session, policy: session.state in AT_REST_IN_TRANSACTION and policy.idle_in_transaction_for is None,
+        lambda session, policy: (
+            session.state in AT_REST_IN_TRANSACTION and policy.idle_in_transaction_for is None
+        ),
     ),
     (Verdict.ADVISORY_LOCK, lambda session, _: session.holds_advisory_lock),
     (Verdict.LISTEN, lambda session, _: session.last_statement is LastStatement.LISTEN),

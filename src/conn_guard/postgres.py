@@ -1,4 +1,6 @@
-"""Every SQL statement of ours and the reaper's own session: this room holds all that is ever sent to a server."""
+"""Every SQL statement of ours and the reaper's own session: this room holds all that is ever sent
+to a server.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,16 @@ from conn_guard.sessions import REAPER_APPLICATION, Session, State, last_stateme
 
 logger = logging.getLogger("conn_guard.postgres")
 
-# libpq invents nothing: the pid of the server that answered the log-in. A pooler gives its clients a pid of its own, so a
-# difference means that this is no session of ours alone, and whatever we SET or lock would stay on somebody else's.
+# libpq invents nothing: the pid of the server that answered the log-in. A pooler gives its clients
+# a pid of its own, so a difference means that this is no session of ours alone, and whatever we SET
+# or lock would stay on somebody else's.
 BACKEND_PID = "SELECT pg_catalog.pg_backend_pid()"
 
-# search_path: nobody's function may stand before the catalogue's, not even before this statement's own. role: an ALTER ROLE
-# ... SET role would mask the sessions of whoever logged in. Timeouts: a reaper that hangs holds the lock against the next
-# one. idle_session_timeout: --every must outlive the very setting that we recommend. TimeZone and DateStyle need no value,
-# because instants travel as whole microseconds.
+# search_path: nobody's function may stand before the catalogue's, not even before this statement's
+# own. role: an ALTER ROLE ... SET role would mask the sessions of whoever logged in. Timeouts: a
+# reaper that hangs holds the lock against the next one. idle_session_timeout: --every must outlive
+# the very setting that we recommend. TimeZone and DateStyle need no value, because instants travel
+# as whole microseconds.
 PREPARE = """
 SELECT pg_catalog.set_config('search_path', 'pg_catalog', false),
        pg_catalog.set_config('role', 'none', false),
@@ -38,20 +42,23 @@ SELECT pg_catalog.set_config('search_path', 'pg_catalog', false),
        pg_catalog.set_config('conn_guard.sent', '', false)
 """
 
-# session_user, not current_user: whoever logged in is who the sessions of the application belong to.
+# session_user, not current_user: whoever logged in is who the sessions of the application belong
+# to.
 IDENTITY = """
 SELECT session_user::text, current_database()::text, current_setting('server_version_num')::int,
        (SELECT rolsuper FROM pg_roles WHERE rolname = session_user),
        (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint
 """
 
-# In a statement of its own: some providers revoke the function, and the error must cost nothing but the number.
+# In a statement of its own: some providers revoke the function, and the error must cost nothing but
+# the number.
 SYSTEM_IDENTIFIER = "SELECT system_identifier FROM pg_control_system()"
 
-# One read, all rows that belong to a database or a role. Instants leave as whole microseconds, so that no driver, no time
-# zone and no USE_TZ can change the value that SIGNAL compares. The query's text leaves only where it may say LISTEN or
-# carry our mark, and goes no further than last_statement(). pg_has_role(..., 'USAGE') is the test that the server itself
-# makes before it signals.
+# One read, all rows that belong to a database or a role. Instants leave as whole microseconds, so
+# that no driver, no time zone and no USE_TZ can change the value that SIGNAL compares. The query's
+# text leaves only where it may say LISTEN or carry our mark, and goes no further than
+# last_statement(). pg_has_role(..., 'USAGE') is the test that the server itself makes before it
+# signals.
 LIST = """
 SELECT a.pid,
        (extract(epoch FROM a.backend_start) * 1000000)::bigint,
@@ -76,12 +83,15 @@ WHERE a.datid IS NOT NULL OR a.usesysid IS NOT NULL
 ORDER BY a.state_change NULLS LAST, a.pid
 """
 
-# Read after LIST: whoever takes a lock in between moves its state_change and is spared by SIGNAL. No other kind of lock is a
-# sign of use: a committed serializable reader at rest still shows SIReadLock.
-ADVISORY_LOCK_HOLDERS = "SELECT DISTINCT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid IS NOT NULL"
+# Read after LIST: whoever takes a lock in between moves its state_change and is spared by SIGNAL.
+# No other kind of lock is a sign of use: a committed serializable reader at rest still shows
+# SIReadLock.
+ADVISORY_LOCK_HOLDERS = (
+    "SELECT DISTINCT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid IS NOT NULL"
+)
 
-# From 16 on, and of this database only; 14 names the wrong pid here and 15 none. The schema pg_temp_N outlives its session,
-# so a relation in it is the proof.
+# From 16 on, and of this database only; 14 names the wrong pid here and 15 none. The schema
+# pg_temp_N outlives its session, so a relation in it is the proof.
 TEMP_TABLE_HOLDERS = """
 SELECT DISTINCT pg_stat_get_backend_pid(b)
 FROM pg_stat_get_backend_idset() AS b
@@ -89,12 +99,13 @@ JOIN pg_namespace n ON n.nspname = 'pg_temp_' || b
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relpersistence = 't'
 """
 
-# One victim, in a transaction of its own. (pid, backend_start) says which session we judged: a pid alone may belong to
-# somebody else by now. An unchanged state_change says that it has not stirred since. wait_event is the one column that is
-# read live, so it catches a session that woke after the row was cached. The function with a pid, not the view: the view
-# forms every row before the first signal is sent. Prepared in SQL, which is the same for both drivers, because parsing and
-# planning would cost more than the look itself. Whether the signal was sent is noted in a setting of our session, which is
-# kept by each commit, so that a refusal further on can't take it away.
+# One victim, in a transaction of its own. (pid, backend_start) says which session we judged: a pid
+# alone may belong to somebody else by now. An unchanged state_change says that it has not stirred
+# since. wait_event is the one column that is read live, so it catches a session that woke after the
+# row was cached. The function with a pid, not the view: the view forms every row before the first
+# signal is sent. Prepared in SQL, which is the same for both drivers, because parsing and planning
+# would cost more than the look itself. Whether the signal was sent is noted in a setting of our
+# session, which is kept by each commit, so that a refusal further on can't take it away.
 PREPARE_SIGNAL = """
 PREPARE conn_guard_signal (int, bigint, bigint, text) AS
 SELECT set_config('conn_guard.sent', current_setting('conn_guard.sent') || CASE WHEN (
@@ -105,20 +116,24 @@ SELECT set_config('conn_guard.sent', current_setting('conn_guard.sent') || CASE 
       AND a.backend_start = timestamptz 'epoch' + $2 * interval '1 microsecond'
       AND a.state_change = timestamptz 'epoch' + $3 * interval '1 microsecond'
       AND a.state = $4
-      AND (a.state <> 'idle' OR a.xact_start IS NULL AND a.backend_xid IS NULL AND a.backend_xmin IS NULL)
+      AND (a.state <> 'idle' OR a.xact_start IS NULL AND a.backend_xid IS NULL
+           AND a.backend_xmin IS NULL)
       AND a.wait_event_type = 'Client' AND a.wait_event = 'ClientRead'
 ) THEN 'y' ELSE 'n' END, false)
 """
-# The explicit transaction is what ends the cached copy of all rows, also where one message holds several of these.
+# The explicit transaction is what ends the cached copy of all rows, also where one message holds
+# several of these.
 SIGNAL = "; BEGIN; EXECUTE conn_guard_signal (%s, %s, %s, %s); COMMIT"
-# The note begins with the number of its message: one that was refused before it could begin would show the last one's.
+# The note begins with the number of its message: one that was refused before it could begin would
+# show the last one's.
 BEGIN_NOTE = "BEGIN; SELECT set_config('conn_guard.sent', %s, false); COMMIT"
 READ_NOTE = "SELECT current_setting('conn_guard.sent')"
 ROLLBACK = "ROLLBACK"
 
 SIGNALS_A_MESSAGE = 1
-"""Victims that share one round trip. More are faster, and die at the same time: then their clients go on sending to sessions
-that have no processor yet to say goodbye. Three took three quarters of the time and cost three times the errors."""
+"""Victims that share one round trip. More are faster, and die at the same time: then their clients
+go on sending to sessions that have no processor yet to say goodbye. Three took three quarters of
+the time and cost three times the errors."""
 
 STILL_THERE = """
 SELECT a.pid, (extract(epoch FROM a.backend_start) * 1000000)::bigint
@@ -126,7 +141,8 @@ FROM pg_stat_activity a
 WHERE a.pid = ANY(%(pids)s::int[])
 """
 
-# Of the session, never of a transaction: a transaction-level lock would hold a snapshot open and void SIGNAL's re-check.
+# Of the session, never of a transaction: a transaction-level lock would hold a snapshot open and
+# void SIGNAL's re-check.
 TRY_LOCK = "SELECT pg_try_advisory_lock(%(key)s::int, %(scope)s::int)"
 LOCK_HOLDER = """
 SELECT l.pid, extract(epoch FROM clock_timestamp() - a.backend_start)::float8
@@ -138,11 +154,12 @@ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
 LIMIT 1
 """
 
-# A pooler in session mode keeps the session when we leave it, with our lock and our settings where it was told to reset none.
+# A pooler in session mode keeps the session when we leave it, with our lock and our settings where
+# it was told to reset none.
 DISCARD = "DISCARD ALL"
 
-# max_connections less what an application can't have. current_setting with true: NULL where the server lacks the setting
-# (reserved_connections before 16, RDS's own anywhere else).
+# max_connections less what an application can't have. current_setting with true: NULL where the
+# server lacks the setting (reserved_connections before 16, RDS's own anywhere else).
 SLOTS = """
 SELECT current_setting('max_connections')::int
        - current_setting('superuser_reserved_connections')::int
@@ -150,9 +167,12 @@ SELECT current_setting('max_connections')::int
        - coalesce(current_setting('rds.rds_superuser_reserved_connections', true)::int, 0),
        (SELECT datconnlimit FROM pg_database WHERE datname = current_database())
 """
-ROLE_LIMITS = "SELECT rolname::text, rolconnlimit FROM pg_roles WHERE rolconnlimit >= 0 AND NOT rolsuper"
+ROLE_LIMITS = (
+    "SELECT rolname::text, rolconnlimit FROM pg_roles WHERE rolconnlimit >= 0 AND NOT rolsuper"
+)
 
-# A role that is NOINHERIT, or a member WITH INHERIT FALSE, is granted a right and still doesn't have it.
+# A role that is NOINHERIT, or a member WITH INHERIT FALSE, is granted a right and still doesn't
+# have it.
 INHERITS = """
 SELECT (SELECT rolinherit FROM pg_roles WHERE rolname = session_user)
    AND NOT EXISTS (SELECT FROM unnest(ARRAY['pg_read_all_stats', 'pg_signal_backend']) AS granted
@@ -168,7 +188,8 @@ _SECRETS = re.compile(r"[a-z+]+://[^\s'\"]+|password\s*=\s*('[^']*'|\S+)", re.IG
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 
-# Keys of OPTIONS that belong to Django, a pool or the project's own habits; what is left are libpq's own.
+# Keys of OPTIONS that belong to Django, a pool or the project's own habits; what is left are
+# libpq's own.
 _NOT_OURS = {
     "assume_role",
     "autocommit",
@@ -183,7 +204,8 @@ _NOT_OURS = {
 }
 _OURS = {
     "application_name": REAPER_APPLICATION,
-    # Empty, not absent: libpq would take PGOPTIONS from the environment, and poolers refuse startup options.
+    # Empty, not absent: libpq would take PGOPTIONS from the environment, and poolers refuse startup
+    # options.
     "options": "",
     "connect_timeout": 5,
     "keepalives": 1,
@@ -195,7 +217,9 @@ _OURS = {
 
 
 class LostError(Exception):
-    """The reaper's own session ended before its time; the text is the server's words or the driver's."""
+    """The reaper's own session ended before its time; the text is the server's words or the
+    driver's.
+    """
 
 
 class PooledError(Exception):
@@ -207,12 +231,16 @@ class TooOldError(Exception):
 
 
 class InTransactionError(Exception):
-    """A guarded signal was asked for inside a transaction, where the server would re-check a stale copy."""
+    """A guarded signal was asked for inside a transaction, where the server would re-check a stale
+    copy.
+    """
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Which server, database and login role a session belongs to; equal for two aliases that lead to the same place."""
+    """Which server, database and login role a session belongs to; equal for two aliases that lead
+    to the same place.
+    """
 
     system_identifier: int | None
     started_us: int
@@ -224,7 +252,9 @@ def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return an alias's *settings* as the reaper's own session needs them."""
     given = settings.get("OPTIONS") or {}
     # libpq writes its keys in lower case; MAX_CONNS and its like belong to a third party's engine.
-    options = {name: value for name, value in given.items() if name.islower() and name not in _NOT_OURS}
+    options = {
+        name: value for name, value in given.items() if name.islower() and name not in _NOT_OURS
+    }
     return {
         **settings,
         "ENGINE": "django.db.backends.postgresql",
@@ -240,10 +270,12 @@ def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _connect(alias: str) -> Any:
     """Return a connection of Django's stock engine, in autocommit, over which nothing was sent yet.
 
-    The engine's own first words are left out: a time zone set before the pooler check would stay on somebody else's session.
-    No receiver of ``connection_created`` hears of it: a project's ``SET ROLE`` would mask the sessions that we came for.
-    """
-    connection = load_backend("django.db.backends.postgresql").DatabaseWrapper(own_settings(connections.settings[alias]), alias)
+    The engine's own first words are left out: a time zone set before the pooler check would stay on
+    somebody else's session. No receiver of ``connection_created`` hears of it: a project's ``SET
+    ROLE`` would mask the sessions that we came for."""
+    connection = load_backend("django.db.backends.postgresql").DatabaseWrapper(
+        own_settings(connections.settings[alias]), alias
+    )
     connection.queries_log = deque(maxlen=0)  # with DEBUG, Django would keep every statement
     with connection.wrap_database_errors:
         connection.connection = connection.get_new_connection(connection.get_connection_params())
@@ -253,10 +285,14 @@ def _connect(alias: str) -> Any:
 
 
 class Server:
-    """A PostgreSQL server as the reaper's one session sees it; use it from one thread and close it."""
+    """A PostgreSQL server as the reaper's one session sees it; use it from one thread and close
+    it.
+    """
 
     def __init__(self, alias: str, *, pooled: bool = False) -> None:
-        """Open a session for *alias*; *pooled* says that the project declared a pooler in session mode."""
+        """Open a session for *alias*; *pooled* says that the project declared a pooler in session
+        mode.
+        """
         self._connection = _connect(alias)
         self._is_pooled = False
         self._messages = 0
@@ -266,8 +302,12 @@ class Server:
                 raise TooOldError
             self._row(PREPARE)
             self._run(PREPARE_SIGNAL)
-            self.login_role, self.database, self.version_num, self.is_superuser, started_us = self._row(IDENTITY)
-            self.identity = Identity(self._system_identifier(), started_us, self.login_role, self.database)
+            self.login_role, self.database, self.version_num, self.is_superuser, started_us = (
+                self._row(IDENTITY)
+            )
+            self.identity = Identity(
+                self._system_identifier(), started_us, self.login_role, self.database
+            )
         except BaseException:
             self.close()
             raise
@@ -283,22 +323,33 @@ class Server:
         """Return every session of the server, the longest at rest first."""
         sessions = [_session(row) for row in self._rows(LIST)]
         lock_holders = {pid for (pid,) in self._rows(ADVISORY_LOCK_HOLDERS)}
-        temp_holders = {pid for (pid,) in self._rows(TEMP_TABLE_HOLDERS)} if self.version_num >= 160000 else set()
+        temp_holders = (
+            {pid for (pid,) in self._rows(TEMP_TABLE_HOLDERS)}
+            if self.version_num >= 160000
+            else set()
+        )
         return [
-            replace(each, holds_advisory_lock=each.pid in lock_holders, holds_temp_table=each.pid in temp_holders)
-            if each.pid in lock_holders or each.pid in temp_holders
-            else each
+            (
+                replace(
+                    each,
+                    holds_advisory_lock=each.pid in lock_holders,
+                    holds_temp_table=each.pid in temp_holders,
+                )
+                if each.pid in lock_holders or each.pid in temp_holders
+                else each
+            )
             for each in sessions
         ]
 
     def signal(self, sessions: Sequence[Session]) -> list[bool | Error]:
         """End those of *sessions* that still rest as they were listed.
 
-        Returns for each whether a signal was sent, or the error with which the server refused. Raises InTransactionError in
-        an atomic block, and LostError where our own session ended.
-        """
+        Returns for each whether a signal was sent, or the error with which the server refused.
+        Raises InTransactionError in an atomic block, and LostError where our own session ended."""
         if self._connection.in_atomic_block or not self._connection.get_autocommit():
-            raise InTransactionError("A session is signalled in a transaction of its own, never inside an atomic block.")
+            raise InTransactionError(
+                "A session is signalled in a transaction of its own, never inside an atomic block."
+            )
         answers: list[bool | Error] = []
         while len(answers) < len(sessions):
             answers += self._signal(sessions[len(answers) :][:SIGNALS_A_MESSAGE])
@@ -308,7 +359,10 @@ class Server:
         """Signal *sessions* in one message, and return the answers up to the first refusal."""
         self._messages += 1
         note = f"{self._messages}:"
-        parameters = [note, *(value for session in sessions for value in _signal_parameters(session))]
+        parameters = [
+            note,
+            *(value for session in sessions for value in _signal_parameters(session)),
+        ]
         refused: list[bool | Error] = []
         try:
             (told,) = self._row(f"{BEGIN_NOTE}{SIGNAL * len(sessions)}; {READ_NOTE}", parameters)
@@ -326,11 +380,15 @@ class Server:
         return [wanted[key] for key in there if key in wanted]
 
     def try_lock(self, scope: int) -> bool:
-        """Return whether this session now holds the lock of *scope*, which is released when the session ends."""
+        """Return whether this session now holds the lock of *scope*, which is released when the
+        session ends.
+        """
         return bool(self._row(TRY_LOCK, {"key": LOCK_KEY, "scope": scope})[0])
 
     def lock_holder(self, scope: int) -> tuple[int, float | None] | None:
-        """Return the pid of the session that holds the lock of *scope* and its age in seconds where it can be seen."""
+        """Return the pid of the session that holds the lock of *scope* and its age in seconds where
+        it can be seen.
+        """
         rows = self._rows(LOCK_HOLDER, {"key": LOCK_KEY, "scope": scope})
         return (rows[0][0], rows[0][1]) if rows else None
 
@@ -341,7 +399,9 @@ class Server:
         return total, database_limit if database_limit >= 0 else None, limits
 
     def inherits_grants(self) -> bool:
-        """Return whether a plain GRANT gives the login role the rights of what it becomes a member of."""
+        """Return whether a plain GRANT gives the login role the rights of what it becomes a member
+        of.
+        """
         return bool(self._row(INHERITS)[0])
 
     def close(self) -> None:
@@ -369,19 +429,26 @@ class Server:
         except Error:
             return None
 
-    def _row(self, statement: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None) -> Any:
+    def _row(
+        self, statement: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None
+    ) -> Any:
         return self._rows(statement, parameters)[0]
 
-    def _rows(self, statement: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None) -> list[Any]:
+    def _rows(
+        self, statement: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None
+    ) -> list[Any]:
         return self._run(statement, parameters) or []
 
-    def _run(self, statement: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None) -> list[Any] | None:
+    def _run(
+        self, statement: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None
+    ) -> list[Any] | None:
         if self._connection.connection is None:
             raise LostError("the session was closed")
         try:
             with self._connection.cursor() as cursor:
                 cursor.execute(statement, parameters)
-                # Of several statements psycopg2 shows the last one's rows, and psycopg 3 the first one's until told to go on.
+                # Of several statements psycopg2 shows the last one's rows, and psycopg 3 the first
+                # one's until told to go on.
                 with suppress(NotSupportedError):
                     while cursor.nextset():
                         pass
@@ -397,7 +464,12 @@ def words(error: BaseException, alias: str) -> str:
     settings = connections.settings[alias]
     options = settings.get("OPTIONS") or {}
     text = str(error)
-    for secret in (settings.get("PASSWORD"), options.get("password"), options.get("sslpassword"), options.get("options")):
+    for secret in (
+        settings.get("PASSWORD"),
+        options.get("password"),
+        options.get("sslpassword"),
+        options.get("options"),
+    ):
         if isinstance(secret, str) and secret:
             text = text.replace(secret, "***")
     return _SECRETS.sub("***", text)
@@ -419,14 +491,34 @@ def _microseconds(instant: datetime | None) -> int | None:
 
 def _signal_parameters(session: Session) -> tuple[int, int | None, int | None, str | None]:
     state = session.state.value if session.state else None
-    return session.pid, _microseconds(session.backend_start), _microseconds(session.state_change), state
+    return (
+        session.pid,
+        _microseconds(session.backend_start),
+        _microseconds(session.state_change),
+        state,
+    )
 
 
 def _session(row: Sequence[Any]) -> Session:
     (
-        pid, backend_start, backend_type, user, database, application_name, client, state, state_change, observed_at,
-        hidden, is_self, is_superuser, may_signal, in_transaction, waits_for_client, text,
-    ) = row  # fmt: skip
+        pid,
+        backend_start,
+        backend_type,
+        user,
+        database,
+        application_name,
+        client,
+        state,
+        state_change,
+        observed_at,
+        hidden,
+        is_self,
+        is_superuser,
+        may_signal,
+        in_transaction,
+        waits_for_client,
+        text,
+    ) = row
     return Session(
         pid=pid,
         backend_start=_instant(backend_start),
@@ -449,10 +541,12 @@ def _session(row: Sequence[Any]) -> Session:
     )
 
 
-# What the system checks ask: through Django's own cursor, because it is the application's session that they judge.
+# What the system checks ask: through Django's own cursor, because it is the application's session
+# that they judge.
 
-# pg_settings tells what is in force for this session, settings of the role and the database included, and has no row for
-# what the server is too old for. session_user: who logged in takes the slot, whatever SET ROLE says.
+# pg_settings tells what is in force for this session, settings of the role and the database
+# included, and has no row for what the server is too old for. session_user: who logged in takes the
+# slot, whatever SET ROLE says.
 APPLICATION = """
 SELECT pg_catalog.pg_backend_pid(),
        current_database()::text,
@@ -462,7 +556,8 @@ SELECT pg_catalog.pg_backend_pid(),
        r.rolsuper,
        ARRAY(SELECT s.name || '=' || s.setting FROM pg_catalog.pg_settings s WHERE s.name IN (
            'idle_session_timeout', 'idle_in_transaction_session_timeout', 'max_connections',
-           'superuser_reserved_connections', 'reserved_connections', 'rds.rds_superuser_reserved_connections'))
+           'superuser_reserved_connections', 'reserved_connections',
+           'rds.rds_superuser_reserved_connections'))
 FROM pg_catalog.pg_roles r, pg_catalog.pg_database d
 WHERE r.rolname = session_user AND d.datname = current_database()
 """
@@ -470,7 +565,9 @@ WHERE r.rolname = session_user AND d.datname = current_database()
 
 @dataclass(frozen=True, kw_only=True)
 class ApplicationSession:
-    """What the server tells the application about its own session and the room that it has; a limit of None is none."""
+    """What the server tells the application about its own session and the room that it has; a limit
+    of None is none.
+    """
 
     backend_pid: int
     client_pid: int
@@ -488,10 +585,11 @@ class ApplicationSession:
 
 
 def application_session(connection: Any) -> ApplicationSession:
-    """Return what the server tells over *connection*, Django's own for an alias; connects if need be.
+    """Return what the server tells over *connection*, Django's own for an alias; connects if need
+    be.
 
-    Raises what Django's cursor raises, and LookupError where the server doesn't answer as PostgreSQL does.
-    """
+    Raises what Django's cursor raises, and LookupError where the server doesn't answer as
+    PostgreSQL does."""
     with connection.cursor() as cursor:
         cursor.execute(APPLICATION)
         row = cursor.fetchone()
@@ -509,44 +607,61 @@ def application_session(connection: Any) -> ApplicationSession:
         role=role,
         role_limit=role_limit if role_limit >= 0 and not is_superuser else None,
         is_superuser=is_superuser,
-        settings={name: int(value) for name, _, value in (each.partition("=") for each in settings)},
+        settings={
+            name: int(value) for name, _, value in (each.partition("=") for each in settings)
+        },
     )
 
 
 # What the engine asks a session about itself, on the driver's own connection.
 
-# Everything that would be lost with the session and that it can list, one line each. A relation in the temporary schema,
-# because the schema itself stays after DROP TABLE. Cursors: only a holdable one outlives its transaction.
+# Everything that would be lost with the session and that it can list, one line each. A relation in
+# the temporary schema, because the schema itself stays after DROP TABLE. Cursors: only a holdable
+# one outlives its transaction.
 HELD_STATE = """
 SELECT 'listening ' || channel FROM pg_catalog.pg_listening_channels() AS channel
-UNION ALL SELECT 'lock ' || pg_catalog.concat_ws(' ', classid, objid, objsubid) FROM pg_catalog.pg_locks
+UNION ALL SELECT 'lock ' || pg_catalog.concat_ws(' ', classid, objid, objsubid)
+FROM pg_catalog.pg_locks
           WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()
-UNION ALL SELECT 'temporary ' || relname FROM pg_catalog.pg_class WHERE relnamespace = pg_catalog.pg_my_temp_schema()
+UNION ALL SELECT 'temporary ' || relname FROM pg_catalog.pg_class
+WHERE relnamespace = pg_catalog.pg_my_temp_schema()
 UNION ALL SELECT 'role ' || current_user WHERE current_user <> session_user
 UNION ALL SELECT 'cursor ' || name FROM pg_catalog.pg_cursors WHERE is_holdable
 UNION ALL SELECT 'prepared ' || name FROM pg_catalog.pg_prepared_statements WHERE from_sql
-UNION ALL SELECT 'setting ' || name || '=' || setting FROM pg_catalog.pg_settings WHERE source = 'session'
+UNION ALL SELECT 'setting ' || name || '=' || setting FROM pg_catalog.pg_settings
+WHERE source = 'session'
 """
 
-# The last statement is all that others see of a session at rest, so it says what the question before it would have hidden.
+# The last statement is all that others see of a session at rest, so it says what the question
+# before it would have hidden.
 MARK_HELD_STATE = "/* conn_guard:holds-state */ SELECT 1"
 
 
 def held_state(raw: Any) -> frozenset[str]:
-    """Return what the session of the driver connection *raw*, in autocommit, holds; raise the driver's errors."""
+    """Return what the session of the driver connection *raw*, in autocommit, holds; raise the
+    driver's errors.
+    """
     with raw.cursor() as cursor:
         cursor.execute(HELD_STATE)
         return frozenset(item for (item,) in cursor.fetchall())
 
 
 def held_after_connect(*, timezone: str | None, role: str | None, isolation: str) -> frozenset[str]:
-    """Return what a session holds as soon as Django has connected it; psycopg2 sets *isolation* at connect."""
-    held = {f"setting TimeZone={timezone}", f"role {role}", f"setting default_transaction_isolation={isolation}"}
+    """Return what a session holds as soon as Django has connected it; psycopg2 sets *isolation* at
+    connect.
+    """
+    held = {
+        f"setting TimeZone={timezone}",
+        f"role {role}",
+        f"setting default_transaction_isolation={isolation}",
+    }
     return frozenset(held)
 
 
 def mark_held_state(raw: Any) -> None:
-    """Let the last statement of *raw*'s session tell a reaper that it holds state; raise the driver's errors."""
+    """Let the last statement of *raw*'s session tell a reaper that it holds state; raise the
+    driver's errors.
+    """
     with raw.cursor() as cursor:
         cursor.execute(MARK_HELD_STATE)
 
@@ -555,13 +670,18 @@ def mark_held_state(raw: Any) -> None:
 
 
 def has_left(alias: str, settings: Mapping[str, Any], backend_pid: int) -> bool:
-    """Return whether the session *backend_pid* of an alias with *settings* is gone; False where nobody can tell."""
+    """Return whether the session *backend_pid* of an alias with *settings* is gone; False where
+    nobody can tell.
+    """
     own = own_settings(settings)
     own["OPTIONS"]["application_name"] = "conn_guard:pytest"
     wrapper = load_backend("django.db.backends.postgresql").DatabaseWrapper(own, alias)
     try:
         # Past Django, whose connections pytest-django blocks in a test that asks for no database.
-        with closing(wrapper.get_new_connection(wrapper.get_connection_params())) as raw, raw.cursor() as cursor:
+        with (
+            closing(wrapper.get_new_connection(wrapper.get_connection_params())) as raw,
+            raw.cursor() as cursor,
+        ):
             our_pid = raw.info.backend_pid
             cursor.execute(STILL_THERE, {"pids": [backend_pid, our_pid]})
             there = {pid for pid, _ in cursor.fetchall()}

@@ -1,7 +1,8 @@
-"""pytest's door: this room holds the fixture and the option that fail a test which leaves a connection open.
+"""pytest's door: this room holds the fixture and the option that fail a test which leaves a
+connection open.
 
-It imports nothing but pytest until one of them is used, since pytest imports it in every project where it is installed.
-"""
+It imports nothing but pytest until one of them is used, since pytest imports it in every project
+where it is installed."""
 
 from __future__ import annotations
 
@@ -31,15 +32,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("conn_guard").addoption(
         "--conn-guard",
         choices=("error", "warn"),
-        help="Fail, or warn of, every test that leaves a database connection open in another thread, or a session that "
-        "nobody will use again.",
+        help=(
+            "Fail, or warn of, every test that leaves a database connection open in another thread,"
+            " or a session that nobody will use again."
+        ),
     )
 
 
 @pytest.fixture
 def no_leaked_connections(request: pytest.FixtureRequest) -> None:
-    """Fail the test if it leaves a connection open in another thread, or a session that nobody will use again."""
-    # The watch began before the test's first fixture, and looks after the last one; this is for getfixturevalue().
+    """Fail the test if it leaves a connection open in another thread, or a session that nobody will
+    use again.
+    """
+    # The watch began before the test's first fixture, and looks after the last one; this is for
+    # getfixturevalue().
     if _WATCH not in request.config.stash:
         request.config.stash[_WATCH] = Watch()
     request.config.stash[_WATCH].fails = True
@@ -55,7 +61,9 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> Generator[None, Any, Any]:
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, Any, Any]:
     watch = request.config.stash.get(_WATCH, None)
     if watch is None or fixturedef.scope == "function":
         return (yield)
@@ -95,9 +103,13 @@ class Opened:
         self.backend_pid: int | None = getattr(info, "backend_pid", None)
         self.ident = threading.get_ident()
         # Not current_thread(), which would register a thread that is not Python's own for ever.
-        self.thread = _weak(next((each for each in threading.enumerate() if each.ident == self.ident), None))
+        self.thread = _weak(
+            next((each for each in threading.enumerate() if each.ident == self.ident), None)
+        )
         self.thread_name = getattr(self.thread(), "name", "unknown to Python")
-        self.serves = any(frame.f_code is ThreadingMixIn.process_request_thread.__code__ for frame in frames)
+        self.serves = any(
+            frame.f_code is ThreadingMixIn.process_request_thread.__code__ for frame in frames
+        )
         self.stack = _stack(frames)
         self.is_latest = True
 
@@ -116,7 +128,9 @@ class Opened:
         )
 
     def _is_dropped(self) -> bool:
-        """Return whether the driver's connection is open though its wrapper has let go of it, and no pool has it back."""
+        """Return whether the driver's connection is open though its wrapper has let go of it, and
+        no pool has it back.
+        """
         keeps_no_pool = self.settings.get("ENGINE", "").startswith(("django.", "conn_guard."))
         if not keeps_no_pool or (self.settings.get("OPTIONS") or {}).get("pool"):
             return False
@@ -179,10 +193,13 @@ def _report(leaks: list[Opened]) -> str:
     parts = [f"The test left {count} open."]
     for leak in leaks:
         session = f", session {leak.backend_pid}" if leak.backend_pid else ""
-        parts.append(f"{leak.alias!r}{session}, opened in thread {leak.thread_name!r} by:\n{''.join(leak.stack.format())}")
+        parts.append(
+            f"{leak.alias!r}{session}, opened in thread {leak.thread_name!r}"
+            f" by:\n{''.join(leak.stack.format())}"
+        )
     parts.append(
-        "HINT: Close it where it was opened: decorate that function with conn_guard.closing_connections. "
-        "See docs/how-to/test-for-leaks.md."
+        "HINT: Close it where it was opened: decorate that function with"
+        " conn_guard.closing_connections. See docs/how-to/test-for-leaks.md."
     )
     return "\n".join(parts)
 
@@ -191,14 +208,18 @@ _WATCH = pytest.StashKey[Watch]()
 
 
 def _is_current(wrapper: Any) -> bool:
-    """Return whether *wrapper* is this thread's own connection of its alias, which the tests' runner looks after."""
+    """Return whether *wrapper* is this thread's own connection of its alias, which the tests'
+    runner looks after.
+    """
     from django.db import connections
 
     return any(each is wrapper for each in connections.all(initialized_only=True))
 
 
 def _is_on_server(leak: Opened) -> bool:
-    """Return whether the server still has the session; where it ended it itself, nothing is left."""
+    """Return whether the server still has the session; where it ended it itself, nothing is
+    left.
+    """
     if leak.backend_pid is None or not leak.is_postgresql:
         return True
     from conn_guard import postgres
@@ -207,7 +228,9 @@ def _is_on_server(leak: Opened) -> bool:
 
 
 def _weak(referent: Any) -> Callable[[], Any]:
-    """Return a weak reference to *referent*, or to nothing where it allows none, as sqlite3's connections."""
+    """Return a weak reference to *referent*, or to nothing where it allows none, as sqlite3's
+    connections.
+    """
     try:
         return weakref.ref(referent)
     except TypeError:
@@ -215,16 +238,31 @@ def _weak(referent: Any) -> Callable[[], Any]:
 
 
 def _stack(frames: list[FrameType]) -> traceback.StackSummary:
-    """Return the stack of *frames*, innermost first, as the project knows it: from the test or the thread to the query."""
+    """Return the stack of *frames*, innermost first, as the project knows it: from the test or the
+    thread to the query.
+    """
 
     def is_of(frame: FrameType, packages: set[str]) -> bool:
         return str(frame.f_globals.get("__name__")).partition(".")[0] in packages
 
-    since_the_test = list(itertools.takewhile(lambda frame: not is_of(frame, {"_pytest", "pluggy"}), frames))
+    since_the_test = list(
+        itertools.takewhile(lambda frame: not is_of(frame, {"_pytest", "pluggy"}), frames)
+    )
     own = [frame for frame in since_the_test if not is_of(frame, _MACHINERY)] or since_the_test
-    stack = traceback.StackSummary.extract(((frame, frame.f_lineno) for frame in own), lookup_lines=False)
+    stack = traceback.StackSummary.extract(
+        ((frame, frame.f_lineno) for frame in own), lookup_lines=False
+    )
     stack.reverse()
     return stack
 
 
-_MACHINERY = {"asgiref", "asyncio", "concurrent", "conn_guard", "contextlib", "django", "pytest_django", "threading"}
+_MACHINERY = {
+    "asgiref",
+    "asyncio",
+    "concurrent",
+    "conn_guard",
+    "contextlib",
+    "django",
+    "pytest_django",
+    "threading",
+}

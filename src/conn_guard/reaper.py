@@ -55,7 +55,8 @@ class Stop:
 
     def sleep(self, seconds: float) -> None:
         """Sleep for *seconds*, or until asked to stop."""
-        # In slices, because an Event that a signal handler sets can deadlock with the very wait that it interrupts.
+        # In slices, because an Event that a signal handler sets can deadlock with the very wait
+        # that it interrupts.
         until = time.monotonic() + seconds
         while self.signum is None and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
@@ -72,7 +73,9 @@ class Orders:
     pooled: bool = False
     """The project declared a pooler in session mode in front of this alias."""
     stays: bool = False
-    """There will be another round, so being stopped is a regular end and a lock is kept until then."""
+    """There will be another round, so being stopped is a regular end and a lock is kept until
+    then.
+    """
 
 
 class ReaperError(Exception):
@@ -119,12 +122,17 @@ class Reaper:
         self._is_locked = False
 
     def scope(self) -> Policy:
-        """Connect where need be and return the policy with the role and the database that the alias leads to."""
+        """Connect where need be and return the policy with the role and the database that the alias
+        leads to.
+        """
         server = self._connected()
         return replace(self._asked, login_role=server.login_role, database=server.database)
 
-    def reap(self, *, at_most: int | None = None, seen: dict[Identity, str] | None = None) -> Report:
-        """List, judge, signal and verify once, with *at_most* so many signals; return what was done, also on failure.
+    def reap(
+        self, *, at_most: int | None = None, seen: dict[Identity, str] | None = None
+    ) -> Report:
+        """List, judge, signal and verify once, with *at_most* so many signals; return what was
+        done, also on failure.
 
         *seen* has the aliases of this round by where they lead to: one of them is not reaped twice.
         """
@@ -168,20 +176,30 @@ class Reaper:
             notes=_notes(sessions, policy),
         )
         _refuse_blind(server, self.alias, sessions, policy)
-        judged = keep_recent([(each, judge(each, policy)) for each in sessions if policy.covers(each)], policy.keep)
+        judged = keep_recent(
+            [(each, judge(each, policy)) for each in sessions if policy.covers(each)], policy.keep
+        )
         above = self._orders.when_above
         if above is not None and report.slots is not None and report.slots.percent <= above:
             outcomes = [_undone(session, verdict) for session, verdict in judged]
             return replace(report, status=Status.BELOW_THRESHOLD, outcomes=outcomes)
         return self._act(server, report, judged, at_most)
 
-    def _act(self, server: Server, report: Report, judged: Sequence[tuple[Session, Verdict]], at_most: int | None) -> Report:
+    def _act(
+        self,
+        server: Server,
+        report: Report,
+        judged: Sequence[tuple[Session, Verdict]],
+        at_most: int | None,
+    ) -> Report:
         fates: list[Outcome] = []
         failure = None
         due = [session for session, verdict in judged if verdict is Verdict.REAP]
         while left := due[len(fates) :]:
             spent = sum(each.action in (Action.SIGNALLED, Action.WOULD_SIGNAL) for each in fates)
-            batch = left[: SIGNALS_A_MESSAGE if at_most is None else min(SIGNALS_A_MESSAGE, at_most - spent)]
+            batch = left[
+                : SIGNALS_A_MESSAGE if at_most is None else min(SIGNALS_A_MESSAGE, at_most - spent)
+            ]
             if not batch:
                 fates += [_undone(session, Verdict.MAX) for session in left]
             elif self._orders.dry_run or self._stop.signum is not None or failure:
@@ -191,12 +209,17 @@ class Reaper:
                     fates += map(_outcome, batch, server.signal(batch))
                 except LostError as error:
                     failure = self._lost(error)
-                    fates += [Outcome(session, Action.FAILED, "connection_lost") for session in batch]
+                    fates += [
+                        Outcome(session, Action.FAILED, "connection_lost") for session in batch
+                    ]
             self._progress(len(fates), len(due))
         of_due = iter(fates)
         report = replace(
             report,
-            outcomes=[next(of_due) if verdict is Verdict.REAP else _undone(session, verdict) for session, verdict in judged],
+            outcomes=[
+                next(of_due) if verdict is Verdict.REAP else _undone(session, verdict)
+                for session, verdict in judged
+            ],
         )
         if failure:
             return self._unverified(report, failure, Exit.UNREACHABLE)
@@ -208,13 +231,21 @@ class Reaper:
         until = time.monotonic() + self._orders.wait.total_seconds()
         pause = 0.01
         try:
-            while left and (left := server.still_there(left)) and self._stop.signum is None and time.monotonic() < until:
+            while (
+                left
+                and (left := server.still_there(left))
+                and self._stop.signum is None
+                and time.monotonic() < until
+            ):
                 self._stop.sleep(pause)
                 pause = min(2 * pause, 0.25)
         except LostError as error:
             return self._unverified(report, self._lost(error), Exit.UNREACHABLE)
         except Error as error:
-            told = f"{self.alias}: nobody could look whether the sessions have left: {words(error, self.alias)}"
+            told = (
+                f"{self.alias}: nobody could look whether the sessions have left:"
+                f" {words(error, self.alias)}"
+            )
             return self._unverified(report, told, Exit.UNEXPECTED)
         return replace(report, gone=len(signalled) - len(left), survivors=len(left))
 
@@ -234,14 +265,18 @@ class Reaper:
             except PooledError:
                 raise ReaperError(Exit.USAGE, _pooled(self.alias)) from None
             except TooOldError:
-                raise ReaperError(Exit.USAGE, f"The server of {self.alias!r} is older than PostgreSQL 14.") from None
+                raise ReaperError(
+                    Exit.USAGE, f"The server of {self.alias!r} is older than PostgreSQL 14."
+                ) from None
             except (LostError, OperationalError, InterfaceError) as error:
                 said = one_line(words(error, self.alias))
             except (Error, ImproperlyConfigured) as error:
                 told = f"DATABASES[{self.alias!r}] leads to no session: {words(error, self.alias)}"
                 raise ReaperError(Exit.USAGE, told) from None
             if self._stop.signum is not None or time.monotonic() >= until:
-                raise ReaperError(Exit.UNREACHABLE, f"{self.alias}: can't connect: {said} {self._advice(said)}")
+                raise ReaperError(
+                    Exit.UNREACHABLE, f"{self.alias}: can't connect: {said} {self._advice(said)}"
+                )
             self._stop.sleep(random.uniform(0.1, 0.5))  # noqa: S311 - jitter, no secret
 
     def _lock(self, server: Server, policy: Policy) -> bool:
@@ -266,22 +301,34 @@ class Reaper:
 
     def _advice(self, said: str) -> str:
         nosuperuser = "make the application's role NOSUPERUSER, for no limit binds a superuser"
-        reserve = "set reserved_connections and GRANT pg_use_reserved_connections to a role of the reaper's own"
-        limit = "set a CONNECTION LIMIT on the application's roles, or let idle_reaper --every keep its one session open"
+        reserve = (
+            "set reserved_connections and GRANT pg_use_reserved_connections to a role of the"
+            " reaper's own"
+        )
+        limit = (
+            "set a CONNECTION LIMIT on the application's roles, or let idle_reaper --every keep its"
+            " one session open"
+        )
         server = self._last_seen
         if server is not None and server.is_superuser:
             cure = nosuperuser
         elif server is not None:
             cure = reserve if server.version_num >= 160000 else limit
-        elif "pg_use_reserved_connections" in said:  # a name that no translation touches, known from 16 on
+        elif (
+            "pg_use_reserved_connections" in said
+        ):  # a name that no translation touches, known from 16 on
             cure = reserve
         else:
             cure = f"{nosuperuser}; from PostgreSQL 16 on, {reserve}; on 14 and 15, {limit}"
         return f"Check HOST, PORT, USER and PASSWORD; if every slot is taken: {cure}."
 
 
-def reap_all(reapers: Iterable[Reaper], *, stop: Stop, at_most: int | None = None) -> Iterator[Report]:
-    """Reap once for each of *reapers* and yield the reports; aliases that lead to the same place are reaped once."""
+def reap_all(
+    reapers: Iterable[Reaper], *, stop: Stop, at_most: int | None = None
+) -> Iterator[Report]:
+    """Reap once for each of *reapers* and yield the reports; aliases that lead to the same place
+    are reaped once.
+    """
     seen: dict[Identity, str] = {}
     for reaper in reapers:
         if stop.signum is not None:
@@ -293,13 +340,17 @@ def reap_all(reapers: Iterable[Reaper], *, stop: Stop, at_most: int | None = Non
 
 
 def write_metrics(path: Path, reports: Iterable[Report]) -> None:
-    """Write *reports* as a Prometheus textfile in one move; an alias that failed keeps its earlier last success."""
+    """Write *reports* as a Prometheus textfile in one move; an alias that failed keeps its earlier
+    last success.
+    """
     try:
         earlier = parse_last_success(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         earlier = {}
     text = render_metrics(reports, now=time.time(), earlier=earlier)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
         file.write(text)
     # The collector runs as somebody else.
     os.chmod(file.name, 0o644)
@@ -308,7 +359,9 @@ def write_metrics(path: Path, reports: Iterable[Report]) -> None:
 
 def _outcome(session: Session, answer: bool | Error) -> Outcome:  # noqa: FBT001 - an answer, no flag
     if isinstance(answer, Error):
-        reason = {"42501": "permission_denied", "57014": "statement_timeout"}.get(sqlstate(answer) or "", "error")
+        reason = {"42501": "permission_denied", "57014": "statement_timeout"}.get(
+            sqlstate(answer) or "", "error"
+        )
         return Outcome(session, Action.FAILED, reason)
     return Outcome(session, Action.SIGNALLED) if answer else _undone(session, Verdict.MOVED_ON)
 
@@ -324,8 +377,8 @@ def _refuse_atomic(alias: str) -> None:
         if connection.alias == alias and connection.in_atomic_block:
             raise ReaperError(
                 Exit.USAGE,
-                f"{alias}: idle_reaper was called inside transaction.atomic(). Call it outside: inside a transaction the "
-                "server looks at a stale copy before it signals.",
+                f"{alias}: idle_reaper was called inside transaction.atomic(). Call it outside:"
+                " inside a transaction the server looks at a stale copy before it signals.",
             )
 
 
@@ -333,33 +386,48 @@ def _refuse_blind(server: Server, alias: str, sessions: Sequence[Session], polic
     victims = [each for each in sessions if policy.might_reap(each)]
     hidden = sum(each.hidden for each in victims)
     forbidden = sum(not each.may_signal for each in victims)
-    faults = [f"may not see {hidden}"] * bool(hidden) + [f"may not signal {forbidden}"] * bool(forbidden)
+    faults = [f"may not see {hidden}"] * bool(hidden) + [f"may not signal {forbidden}"] * bool(
+        forbidden
+    )
     grants = ["pg_read_all_stats"] * bool(hidden) + ["pg_signal_backend"] * bool(forbidden)
     if faults:
         raise ReaperError(
             Exit.BLIND,
-            f"{alias}: role {policy.login_role} {' and '.join(faults)} of the sessions that it was asked to judge, so nobody "
-            f"was signalled. Let an administrator run: {_grant(server, grants)}",
+            f"{alias}: role {policy.login_role} {' and '.join(faults)} of the sessions that it was"
+            " asked to judge, so nobody was signalled. Let an administrator run:"
+            f" {_grant(server, grants)}",
         )
 
 
 def _grant(server: Server, rights: Sequence[str]) -> str:
-    """Return the SQL that gives the login role *rights* that it can use, also one that inherits none."""
+    """Return the SQL that gives the login role *rights* that it can use, also one that inherits
+    none.
+    """
     role = sql_name(server.login_role)
     grant = f"GRANT {', '.join(rights)} TO {role}"
     if server.inherits_grants():
         return f"{grant};"
     # From 16 on it is each grant that is inherited or not, before it is the role.
-    return f"{grant} WITH INHERIT TRUE;" if server.version_num >= 160000 else f"ALTER ROLE {role} INHERIT; {grant};"
+    return (
+        f"{grant} WITH INHERIT TRUE;"
+        if server.version_num >= 160000
+        else f"ALTER ROLE {role} INHERIT; {grant};"
+    )
 
 
 def _notes(sessions: Sequence[Session], policy: Policy) -> list[str]:
     if policy.users:
         return []
     others = (each for each in sessions if each.application_name != REAPER_APPLICATION)
-    if any(each.user == policy.login_role and (policy.any_database or each.database == policy.database) for each in others):
+    if any(
+        each.user == policy.login_role and (policy.any_database or each.database == policy.database)
+        for each in others
+    ):
         return []
-    return [f"role {policy.login_role} has no other session here; name the application's role with --user"]
+    return [
+        f"role {policy.login_role} has no other session here; name the application's role with"
+        " --user"
+    ]
 
 
 def _census(sessions: Sequence[Session]) -> dict[str, tuple[int, float]]:
@@ -367,26 +435,40 @@ def _census(sessions: Sequence[Session]) -> dict[str, tuple[int, float]]:
     for each in sessions:
         if each.backend_type == CLIENT_BACKEND and each.state is not None:
             count, oldest_seconds = census.get(each.state.value, (0, 0.0))
-            census[each.state.value] = (count + 1, max(oldest_seconds, each.in_state_for.total_seconds()))
+            census[each.state.value] = (
+                count + 1,
+                max(oldest_seconds, each.in_state_for.total_seconds()),
+            )
     return census
 
 
 def _slots(server: Server, sessions: Sequence[Session], policy: Policy) -> Slots:
-    # A hidden row may be a parallel worker or a walsender, which take no slot: then the sum is an upper bound.
-    holders = [each for each in sessions if each.database and (each.hidden or each.backend_type == CLIENT_BACKEND)]
+    # A hidden row may be a parallel worker or a walsender, which take no slot: then the sum is an
+    # upper bound.
+    holders = [
+        each
+        for each in sessions
+        if each.database and (each.hidden or each.backend_type == CLIENT_BACKEND)
+    ]
     exact = not any(each.hidden for each in holders)
     total, database_limit, role_limits = server.slots()
     limits = [Slots(len(holders), total, exact)]
     held_by = Counter(each.user for each in holders)
     roles = [name for name in policy.users if name != ANY_USER] or [policy.login_role]
-    limits += [Slots(held_by[role], role_limits[role], exact) for role in roles if role in role_limits]
+    limits += [
+        Slots(held_by[role], role_limits[role], exact) for role in roles if role in role_limits
+    ]
     if database_limit is not None:
-        limits.append(Slots(sum(each.database == policy.database for each in holders), database_limit, exact))
+        limits.append(
+            Slots(sum(each.database == policy.database for each in holders), database_limit, exact)
+        )
     return max(limits, key=lambda each: each.percent)
 
 
 def _scope_number(policy: Policy) -> int:
-    """Return a number that two reapers share exactly when they choose sessions by the same names and addresses."""
+    """Return a number that two reapers share exactly when they choose sessions by the same names
+    and addresses.
+    """
     networks = [str(network) for network in (*policy.clients, None, *policy.excluded_clients)]
     names = (
         policy.users or (policy.login_role,),
@@ -401,7 +483,8 @@ def _scope_number(policy: Policy) -> int:
 
 def _pooled(alias: str) -> str:
     return (
-        f"{alias}: a pooler stands between this alias and the server, so its sessions can't be told apart. Add an alias that "
-        "leads straight to the server and name it with --database; or, where the pooler runs in session mode, write "
-        f"CONN_GUARD['POOLER'] = {{{alias!r}: 'session'}}."
+        f"{alias}: a pooler stands between this alias and the server, so its sessions can't be told"
+        " apart. Add an alias that leads straight to the server and name it with --database; or,"
+        f" where the pooler runs in session mode, write CONN_GUARD['POOLER'] = {{{alias!r}:"
+        " 'session'}."
     )

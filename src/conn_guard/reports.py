@@ -1,4 +1,6 @@
-"""What a reaper did, as a value, and its renderings: this room holds the report and every output format of it."""
+"""What a reaper did, as a value, and its renderings: this room holds the report and every output
+format of it.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Slots:
-    """Used and usable slots of the limit that is nearest; *exact* unless rows are hidden that may use none."""
+    """Used and usable slots of the limit that is nearest; *exact* unless rows are hidden that may
+    use none.
+    """
 
     used: int
     total: int
@@ -68,7 +72,9 @@ class Slots:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What one run did for one alias; *gone* and *survivors* are None where nobody could look again."""
+    """What one run did for one alias; *gone* and *survivors* are None where nobody could look
+    again.
+    """
 
     alias: str
     address: str = ""
@@ -79,7 +85,9 @@ class Report:
     survivors: int | None = 0
     slots: Slots | None = None
     census: Mapping[str, tuple[int, float]] | None = None
-    """Client sessions of the whole server by state: how many, and the seconds of the longest in it."""
+    """Client sessions of the whole server by state: how many, and the seconds of the longest in
+    it.
+    """
     hidden: int = 0
     seconds: float = 0.0
     interrupted_by: int | None = None
@@ -109,11 +117,19 @@ class Report:
     @property
     def spared(self) -> dict[str, int]:
         """How many sessions were spared, by reason."""
-        return dict(sorted(Counter(each.reason or "" for each in self.outcomes if each.action is Action.SPARED).items()))
+        return dict(
+            sorted(
+                Counter(
+                    each.reason or "" for each in self.outcomes if each.action is Action.SPARED
+                ).items()
+            )
+        )
 
     @property
     def candidates(self) -> int:
-        """How many sessions were at rest for long enough, spared ones among them, the reaper's own aside."""
+        """How many sessions were at rest for long enough, spared ones among them, the reaper's own
+        aside.
+        """
         spared = sum(count for reason, count in self.spared.items() if reason != Verdict.SELF.value)
         return self.signalled + self.would_signal + self.failed + spared
 
@@ -129,7 +145,9 @@ class Report:
     @property
     def acted_on(self) -> list[Outcome]:
         """The sessions that the run signalled, would have or could not."""
-        return [each for each in self.outcomes if each.action not in (Action.SPARED, Action.NOT_DUE)]
+        return [
+            each for each in self.outcomes if each.action not in (Action.SPARED, Action.NOT_DUE)
+        ]
 
     def _count(self, action: Action) -> int:
         return sum(each.action is action for each in self.outcomes)
@@ -142,7 +160,9 @@ def one_line(text: str) -> str:
 
 def printable(name: str) -> str:
     """Return *name* with each character that can't be printed in its escaped form."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in name
+    )
 
 
 def sql_name(name: str) -> str:
@@ -166,10 +186,14 @@ def duration(seconds: float) -> str:
 
 
 def render_table(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return *outcomes* as a table: a line of headings and one line a session; nothing where there is none."""
+    """Return *outcomes* as a table: a line of headings and one line a session; nothing where there
+    is none.
+    """
     if not outcomes:
         return []
-    rows = [("ACTION", "PID", "USER", "DATABASE", "APPLICATION", "CLIENT", "STATE", "FOR", "REASON")]
+    rows = [
+        ("ACTION", "PID", "USER", "DATABASE", "APPLICATION", "CLIENT", "STATE", "FOR", "REASON")
+    ]
     for outcome in outcomes:
         session = outcome.session
         rows.append(
@@ -186,7 +210,10 @@ def render_table(outcomes: Sequence[Outcome]) -> list[str]:
             )
         )
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def render_line(report: Report) -> str:
@@ -203,7 +230,9 @@ def render_line(report: Report) -> str:
         parts.append(f"would signal {report.would_signal}")
     if not report.dry_run:
         parts.append(f"signalled {report.signalled}")
-    spared = {reason: count for reason, count in report.spared.items() if reason != Verdict.SELF.value}
+    spared = {
+        reason: count for reason, count in report.spared.items() if reason != Verdict.SELF.value
+    }
     reasons = ", ".join(f"{reason.replace('_', ' ')} {count}" for reason, count in spared.items())
     parts.append(f"spared {sum(spared.values())}" + (f" ({reasons})" if reasons else ""))
     if report.failed:
@@ -215,11 +244,14 @@ def render_line(report: Report) -> str:
 
 
 def _slots(slots: Slots) -> str:
-    # Sessions beyond a limit are no error: superusers and roles with a reserve get in where nobody else does.
+    # Sessions beyond a limit are no error: superusers and roles with a reserve get in where nobody
+    # else does.
     bound, up_to = ("", "") if slots.exact else ("≤", "up to ")
     beyond = max(0, slots.used - max(0, slots.total))
     words = f" and {up_to}{beyond} beyond the limit" if beyond else ""
-    return f"{bound}{slots.used - beyond}/{slots.total} ({bound}{min(100, slots.percent):.0f}%{words})"
+    return (
+        f"{bound}{slots.used - beyond}/{slots.total} ({bound}{min(100, slots.percent):.0f}%{words})"
+    )
 
 
 def render_failure(report: Report) -> str:
@@ -230,7 +262,10 @@ def render_failure(report: Report) -> str:
     if report.failure is not None:
         return one_line(report.failure)
     sent = report.signalled + report.failed
-    return f"{report.alias}: of {sent} signals {report.failed} failed and {report.survivors} didn't end their session."
+    return (
+        f"{report.alias}: of {sent} signals {report.failed} failed and {report.survivors} didn't"
+        " end their session."
+    )
 
 
 def render_bar(done: int, due: int, *, width: int = 40) -> str:
@@ -240,10 +275,14 @@ def render_bar(done: int, due: int, *, width: int = 40) -> str:
 
 
 def render_json(report: Report) -> list[str]:
-    """Return *report* as JSON lines: one a session, one for a failure, and one for the sum where there is something."""
+    """Return *report* as JSON lines: one a session, one for a failure, and one for the sum where
+    there is something.
+    """
     if report.mirror_of is not None:
         return []
-    events: list[dict[str, object]] = [_session_event(report.alias, outcome) for outcome in report.outcomes]
+    events: list[dict[str, object]] = [
+        _session_event(report.alias, outcome) for outcome in report.outcomes
+    ]
     if report.failure is not None:
         failure = {
             "event": "error",
@@ -252,7 +291,8 @@ def render_json(report: Report) -> list[str]:
             "message": one_line(report.failure),
         }
         events.append(failure)
-    # A run that failed before it acted has nothing to sum up: zeros would read like "nothing to do".
+    # A run that failed before it acted has nothing to sum up: zeros would read like "nothing to
+    # do".
     if report.failure is None or report.acted_on:
         events.append(
             {
@@ -277,8 +317,14 @@ def render_json(report: Report) -> list[str]:
 
 
 def render_advice(policy: Policy) -> list[str]:
-    """Return the SQL that would do the work of *policy* inside the server, and as comments when not to run it."""
-    roles = ["ALL"] if ANY_USER in policy.users else [sql_name(role) for role in policy.users or (policy.login_role,)]
+    """Return the SQL that would do the work of *policy* inside the server, and as comments when not
+    to run it.
+    """
+    roles = (
+        ["ALL"]
+        if ANY_USER in policy.users
+        else [sql_name(role) for role in policy.users or (policy.login_role,)]
+    )
     where = "" if policy.any_database else f" IN DATABASE {sql_name(policy.database)}"
     timeouts = {"idle_session_timeout": policy.idle_for}
     if policy.idle_in_transaction_for is not None:
@@ -289,13 +335,22 @@ def render_advice(policy: Policy) -> list[str]:
         for name, timeout in timeouts.items()
     ]
     return [
-        "-- The server can end idle sessions itself, without a race and without a slot for a reaper:",
+        (
+            "-- The server can end idle sessions itself, without a race and without a slot for a"
+            " reaper:"
+        ),
         *settings,
         "-- It holds for sessions that log in from now on. Don't run it where these roles",
         "--   LISTEN, or keep advisory locks or temporary tables: it spares nobody;",
-        "--   come through a pooler, or a pool that keeps connections for longer: take the pool's own limit",
+        (
+            "--   come through a pooler, or a pool that keeps connections for longer: take the"
+            " pool's own limit"
+        ),
         "--   (PgBouncer: server_idle_timeout);",
-        "--   have a CONN_MAX_AGE above it without CONN_HEALTH_CHECKS: requests would meet a closed connection.",
+        (
+            "--   have a CONN_MAX_AGE above it without CONN_HEALTH_CHECKS: requests would meet a"
+            " closed connection."
+        ),
     ]
 
 
@@ -311,7 +366,9 @@ def _session_event(alias: str, outcome: Outcome) -> dict[str, object]:
         "application_name": session.application_name,
         "client": session.client,
         "state": session.state.value if session.state else None,
-        "idle_seconds": round(session.in_state_for.total_seconds(), 3) if session.state_change else None,
+        "idle_seconds": (
+            round(session.in_state_for.total_seconds(), 3) if session.state_change else None
+        ),
         "action": outcome.action.value,
         "reason": outcome.reason,
     }
@@ -321,21 +378,29 @@ _METRICS: tuple[tuple[str, str], ...] = (
     ("server_sessions", "Client sessions of the server by state."),
     ("server_oldest_idle_seconds", "Seconds that the longest session of a state has been in it."),
     ("server_slots_total", "Slots that applications can use, of the nearest limit."),
-    ("server_slots_used", "Slots in use, of the nearest limit; an upper bound where sessions are hidden."),
+    (
+        "server_slots_used",
+        "Slots in use, of the nearest limit; an upper bound where sessions are hidden.",
+    ),
     ("server_sessions_hidden", "Sessions whose state the reaper's role may not see."),
     ("reaper_last_run_signalled", "Sessions that the last run signalled."),
     ("reaper_last_run_spared", "Sessions that the last run spared, by reason."),
     ("reaper_last_run_failed", "Signals that the server refused in the last run."),
     ("reaper_last_run_exit_code", "Exit code of the last run for this alias."),
     ("reaper_last_run_timestamp_seconds", "Unix time of the end of the last run."),
-    ("reaper_last_success_timestamp_seconds", "Unix time of the end of the last run that ended with 0."),
+    (
+        "reaper_last_success_timestamp_seconds",
+        "Unix time of the end of the last run that ended with 0.",
+    ),
     ("reaper_last_run_duration_seconds", "Seconds that the last run took."),
 )
 _LAST_SUCCESS = "reaper_last_success_timestamp_seconds"
 
 
 def render_metrics(reports: Iterable[Report], *, now: float, earlier: Mapping[str, float]) -> str:
-    """Return *reports* as Prometheus' text format; *earlier* has each alias's last success before this run."""
+    """Return *reports* as Prometheus' text format; *earlier* has each alias's last success before
+    this run.
+    """
     samples: dict[str, list[tuple[dict[str, str], float]]] = {name: [] for name, _ in _METRICS}
     for report in reports:
         if report.mirror_of is not None:
@@ -343,7 +408,9 @@ def render_metrics(reports: Iterable[Report], *, now: float, earlier: Mapping[st
         alias = {"alias": report.alias}
         for state, (count, oldest_seconds) in sorted((report.census or {}).items()):
             samples["server_sessions"].append(({**alias, "state": state}, count))
-            samples["server_oldest_idle_seconds"].append(({**alias, "state": state}, round(oldest_seconds, 3)))
+            samples["server_oldest_idle_seconds"].append(
+                ({**alias, "state": state}, round(oldest_seconds, 3))
+            )
         if report.slots:
             samples["server_slots_total"].append((alias, report.slots.total))
             samples["server_slots_used"].append((alias, report.slots.used))
@@ -364,13 +431,17 @@ def render_metrics(reports: Iterable[Report], *, now: float, earlier: Mapping[st
     for name, meaning in _METRICS:
         if samples[name]:
             lines += [f"# HELP conn_guard_{name} {meaning}", f"# TYPE conn_guard_{name} gauge"]
-            lines += [f"conn_guard_{name}{_labels(labels)} {value}" for labels, value in samples[name]]
+            lines += [
+                f"conn_guard_{name}{_labels(labels)} {value}" for labels, value in samples[name]
+            ]
     return "\n".join(lines) + "\n"
 
 
 def parse_last_success(text: str) -> dict[str, float]:
     """Return the last success of each alias in a file that render_metrics() wrote."""
-    found = re.findall(rf'^conn_guard_{_LAST_SUCCESS}{{alias="((?:[^"\\]|\\.)*)"}} (\S+)$', text, re.MULTILINE)
+    found = re.findall(
+        rf'^conn_guard_{_LAST_SUCCESS}{{alias="((?:[^"\\]|\\.)*)"}} (\S+)$', text, re.MULTILINE
+    )
     return {_unquoted(alias): float(value) for alias, value in found}
 
 

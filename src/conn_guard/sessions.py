@@ -1,4 +1,6 @@
-"""A session as the server shows it: this room holds the row of pg_stat_activity that everybody else judges or prints."""
+"""A session as the server shows it: this room holds the row of pg_stat_activity that everybody else
+judges or prints.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class State(Enum):
 
     @classmethod
     def named(cls, text: str | None) -> State | None:
-        """Return the state that *text* names, UNKNOWN for a word of a later server and None for a row without one."""
+        """Return the state that *text* names, UNKNOWN for a word of a later server and None for a
+        row without one.
+        """
         if text is None:
             return None
         try:
@@ -39,7 +43,9 @@ AT_REST_IN_TRANSACTION = (State.IDLE_IN_TRANSACTION, State.IDLE_IN_TRANSACTION_A
 
 
 class LastStatement(Enum):
-    """What the text of a session's last statement tells about the session; the text itself is never kept."""
+    """What the text of a session's last statement tells about the session; the text itself is never
+    kept.
+    """
 
     OTHER = "other"
     LISTEN = "listen"
@@ -48,7 +54,9 @@ class LastStatement(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """One row of pg_stat_activity with what other views tell about it, all of one moment on the server's clock."""
+    """One row of pg_stat_activity with what other views tell about it, all of one moment on the
+    server's clock.
+    """
 
     pid: int
     backend_start: datetime | None
@@ -91,8 +99,8 @@ _HOLDS_STATE = re.compile(rf"^{_COMMENTS}?/\* conn_guard:holds-state \*/")
 def last_statement(text: str | None) -> LastStatement:
     """Return what the *text* of a session's last statement tells about it.
 
-    Leading comments are skipped, nested ones too, and each statement of a string of several counts: a doubt spares.
-    """
+    Leading comments are skipped, nested ones too, and each statement of a string of several counts:
+    a doubt spares."""
     if not text:
         return LastStatement.OTHER
     if _HOLDS_STATE.match(text):
@@ -100,4 +108,8 @@ def last_statement(text: str | None) -> LastStatement:
     flat = text
     while (flatter := _INNERMOST_COMMENT.sub(" ", flat)) != flat:
         flat = flatter
-    return LastStatement.LISTEN if _LISTEN.search(text) or _LISTEN.search(flat) else LastStatement.OTHER
+    return (
+        LastStatement.LISTEN
+        if _LISTEN.search(text) or _LISTEN.search(flat)
+        else LastStatement.OTHER
+    )

@@ -12,7 +12,9 @@ NOON = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
 
 
 def session(*, idle_for: timedelta | None = timedelta(minutes=15), **fields: Any) -> Session:
-    """Return a session of the application that rests for a quarter of an hour, with *fields* changed."""
+    """Return a session of the application that rests for a quarter of an hour, with *fields*
+    changed.
+    """
     name = fields.setdefault("application_name", "shop:server")
     row: dict[str, Any] = {
         "pid": 4711,
@@ -31,5 +33,11 @@ def session(*, idle_for: timedelta | None = timedelta(minutes=15), **fields: Any
 
 def hidden(**fields: Any) -> Session:
     """Return a session as a role sees it that may not look: its names and nothing else."""
-    masked = {"backend_start": None, "backend_type": None, "client": None, "state": None, "hidden": True}
+    masked = {
+        "backend_start": None,
+        "backend_type": None,
+        "client": None,
+        "state": None,
+        "hidden": True,
+    }
     return session(idle_for=None, **{**masked, "waits_for_client": False, **fields})

@@ -10,8 +10,17 @@ from conn_guard import conf
 from conn_guard.conf import KEYS, Budget, Settings, parse, parse_duration
 
 JSONISH = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.timedeltas() | st.decimals(),
-    lambda children: st.lists(children) | st.dictionaries(st.text(), children) | st.tuples(children),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.timedeltas()
+    | st.decimals(),
+    lambda children: (
+        st.lists(children) | st.dictionaries(st.text(), children) | st.tuples(children)
+    ),
     max_leaves=5,
 )
 
@@ -62,7 +71,10 @@ def test_E001_what_is_no_dict_is_one_problem_and_gives_the_defaults(raw):
 
 def test_E002_an_unknown_key_names_the_nearest_one():
     _, [problem] = parse({"CLOSE_WITH_OWNERS": True})
-    assert (problem.id, problem.message) == ("E002", "CONN_GUARD['CLOSE_WITH_OWNERS'] is not a setting of conn_guard.")
+    assert (problem.id, problem.message) == (
+        "E002",
+        "CONN_GUARD['CLOSE_WITH_OWNERS'] is not a setting of conn_guard.",
+    )
     assert problem.hint == "Did you mean 'CLOSE_WITH_OWNER'?"
 
 
@@ -123,20 +135,25 @@ def test_a_value_that_can_not_be_shown_is_wrong_all_the_same():
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("0.5s", 0.5), ("90s", 90), ("10m", 600), ("2h", 7200), ("1d", 86400), ("0", 0)]
+    ("text", "seconds"),
+    [("90", 90), ("0.5s", 0.5), ("90s", 90), ("10m", 600), ("2h", 7200), ("1d", 86400), ("0", 0)],
 )
 def test_a_duration_is_read(text, seconds):
     assert parse_duration(text) == timedelta(seconds=seconds)
 
 
-@pytest.mark.parametrize("text", ["banana", "", "-1s", "1w", "1 m", "1e3", "10M", "9" * 20 + "d", "9" * 400, "٣s"])
+@pytest.mark.parametrize(
+    "text", ["banana", "", "-1s", "1w", "1 m", "1e3", "10M", "9" * 20 + "d", "9" * 400, "٣s"]
+)
 def test_what_is_no_duration_is_refused_in_one_line(text):
     with pytest.raises(ValueError, match=r"^'.*' is (not a|too long a) duration: write .*\.$"):
         parse_duration(text)
 
 
 @pytest.mark.parametrize("present_at_first", [True, False])
-def test_what_is_assigned_to_the_settings_counts_at_once_and_so_does_its_absence(settings, present_at_first):
+def test_what_is_assigned_to_the_settings_counts_at_once_and_so_does_its_absence(
+    settings, present_at_first
+):
     if present_at_first:
         settings.CONN_GUARD = {"CLOSE": "never"}
         assert conf.current().close == "never"

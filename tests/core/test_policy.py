@@ -60,7 +60,10 @@ NAMED = replace(POLICY, users=("dba",))
         (session(last_statement=LastStatement.LISTEN), Verdict.LISTEN),
         (session(last_statement=LastStatement.HOLDS_STATE), Verdict.HOLDS_STATE),
         (session(holds_temp_table=True), Verdict.TEMP_TABLE),
-        (session(state=State.IDLE_IN_TRANSACTION, in_transaction=True), Verdict.IDLE_IN_TRANSACTION),
+        (
+            session(state=State.IDLE_IN_TRANSACTION, in_transaction=True),
+            Verdict.IDLE_IN_TRANSACTION,
+        ),
         (session(state=State.IDLE_IN_TRANSACTION_ABORTED), Verdict.IDLE_IN_TRANSACTION),
         (session(state=State.IDLE_IN_TRANSACTION, idle_for=MINUTE), Verdict.TOO_YOUNG),
     ],
@@ -72,7 +75,10 @@ def test_the_first_reason_decides(row, verdict):
 @pytest.mark.parametrize(
     ("row", "verdict"),
     [
-        (session(state=State.IDLE_IN_TRANSACTION, in_transaction=True, idle_for=2 * MINUTE), Verdict.REAP),
+        (
+            session(state=State.IDLE_IN_TRANSACTION, in_transaction=True, idle_for=2 * MINUTE),
+            Verdict.REAP,
+        ),
         (session(state=State.IDLE_IN_TRANSACTION_ABORTED, idle_for=2 * MINUTE), Verdict.REAP),
         (session(state=State.IDLE_IN_TRANSACTION, idle_for=MINUTE), Verdict.TOO_YOUNG),
         (session(state=State.IDLE_IN_TRANSACTION, holds_advisory_lock=True), Verdict.ADVISORY_LOCK),
@@ -89,12 +95,18 @@ def test_a_transaction_at_rest_has_a_threshold_of_its_own(row, verdict):
     [
         (session(user="dba", is_superuser=True), Verdict.REAP),
         (session(user="root", is_superuser=True), Verdict.SUPERUSER),
-        (session(user="dba", is_superuser=True, application_name="psql"), Verdict.PROTECTED_APPLICATION),
+        (
+            session(user="dba", is_superuser=True, application_name="psql"),
+            Verdict.PROTECTED_APPLICATION,
+        ),
     ],
 )
 def test_a_superuser_is_ended_only_where_it_is_named(row, verdict):
     assert judge(row, NAMED) is verdict
-    assert judge(replace(row, user="root"), replace(POLICY, users=("*",))) in (verdict, Verdict.SUPERUSER)
+    assert judge(replace(row, user="root"), replace(POLICY, users=("*",))) in (
+        verdict,
+        Verdict.SUPERUSER,
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,8 +123,16 @@ def test_a_superuser_is_ended_only_where_it_is_named(row, verdict):
         (replace(POLICY, users=("sh*",)), session(), False),
         (replace(POLICY, users=("*",)), session(user="anybody"), True),
         (replace(POLICY, applications=("shop:*",)), session(), True),
-        (replace(POLICY, applications=("shop:server",)), session(application_name="shop:server:4711"), True),
-        (replace(POLICY, applications=("*:4711",)), session(application_name="shop:server:4711"), True),
+        (
+            replace(POLICY, applications=("shop:server",)),
+            session(application_name="shop:server:4711"),
+            True,
+        ),
+        (
+            replace(POLICY, applications=("*:4711",)),
+            session(application_name="shop:server:4711"),
+            True,
+        ),
         (replace(POLICY, applications=("Shop*",)), session(), False),
         (replace(POLICY, applications=("nobody*",)), session(), False),
         (replace(POLICY, applications=("nobody*", "shop*")), session(), True),
@@ -144,7 +164,9 @@ def test_a_scope_covers_what_every_filter_names(policy, row, is_covered):
 )
 def test_a_victim_is_looked_for_by_what_a_plain_role_sees(row, might):
     assert POLICY.might_reap(row) is might
-    assert not replace(POLICY, users=("*",)).might_reap(replace(row, is_superuser=True, user="root"))
+    assert not replace(POLICY, users=("*",)).might_reap(
+        replace(row, is_superuser=True, user="root")
+    )
 
 
 def test_a_client_filter_does_not_hide_a_hidden_row_from_the_search_for_victims():
@@ -174,7 +196,9 @@ def test_only_proven_rest_is_reaped(row, policy):
     if judge(row, policy) is Verdict.REAP:
         assert row.waits_for_client
         assert row.state is State.IDLE or policy.idle_in_transaction_for
-        assert row.in_state_for >= min(policy.idle_for, policy.idle_in_transaction_for or policy.idle_for)
+        assert row.in_state_for >= min(
+            policy.idle_for, policy.idle_in_transaction_for or policy.idle_for
+        )
         assert not (row.is_self)
         assert not (row.holds_advisory_lock)
         assert not (row.holds_temp_table)

@@ -43,13 +43,23 @@ REPORT = Report(
     outcomes=[
         Outcome(session(pid=101, idle_for=timedelta(hours=26)), Action.SIGNALLED),
         Outcome(session(pid=102, application_name="shop:server:77", client=None), Action.SIGNALLED),
-        Outcome(session(pid=103, user="dba", is_superuser=True), Action.FAILED, "permission_denied"),
+        Outcome(
+            session(pid=103, user="dba", is_superuser=True), Action.FAILED, "permission_denied"
+        ),
         Outcome(session(pid=104, holds_advisory_lock=True), Action.SPARED, "advisory_lock"),
         Outcome(session(pid=105), Action.SPARED, "moved_on"),
         Outcome(session(pid=106), Action.SPARED, "moved_on"),
         Outcome(session(pid=107, idle_for=timedelta(seconds=59)), Action.NOT_DUE, "too_young"),
-        Outcome(session(pid=108, state=State.DISABLED, idle_for=None), Action.SPARED, "track_activities_off"),
-        Outcome(session(pid=109, application_name="conn_guard:idle_reaper", is_self=True), Action.SPARED, "self"),
+        Outcome(
+            session(pid=108, state=State.DISABLED, idle_for=None),
+            Action.SPARED,
+            "track_activities_off",
+        ),
+        Outcome(
+            session(pid=109, application_name="conn_guard:idle_reaper", is_self=True),
+            Action.SPARED,
+            "self",
+        ),
     ],
     gone=1,
     survivors=1,
@@ -72,7 +82,9 @@ def lines(name: str) -> list[str]:
 
 
 def test_text_of_a_run():
-    assert [*render_table(REPORT.outcomes), render_line(REPORT), render_failure(REPORT)] == lines("run.txt")
+    assert [*render_table(REPORT.outcomes), render_line(REPORT), render_failure(REPORT)] == lines(
+        "run.txt"
+    )
 
 
 def test_text_of_a_dry_run():
@@ -85,7 +97,9 @@ def test_json_of_a_run():
 
 def test_metrics_of_a_run():
     failed = Report(alias="replica", failure="gone", failed_with=Exit.UNREACHABLE)
-    text = render_metrics([REPORT, failed], now=1_800_000_000.5, earlier={"replica": 1_799_999_940.0})
+    text = render_metrics(
+        [REPORT, failed], now=1_800_000_000.5, earlier={"replica": 1_799_999_940.0}
+    )
     assert text.splitlines() == lines("run.prom")
 
 
@@ -95,7 +109,14 @@ def test_metrics_of_a_run():
         (replace(REPORT, outcomes=REPORT.outcomes[:1], gone=1, survivors=0), Exit.DONE, None),
         (REPORT, Exit.PARTIAL, "default: of 3 signals 1 failed and 1 didn't end their session."),
         (
-            replace(REPORT, outcomes=[], survivors=None, gone=None, failure="lost\nit", failed_with=Exit.UNREACHABLE),
+            replace(
+                REPORT,
+                outcomes=[],
+                survivors=None,
+                gone=None,
+                failure="lost\nit",
+                failed_with=Exit.UNREACHABLE,
+            ),
             Exit.UNREACHABLE,
             "lost it",
         ),
@@ -118,13 +139,28 @@ def test_every_session_at_rest_for_long_enough_is_a_candidate_but_our_own():
 @pytest.mark.parametrize(
     ("report", "part"),
     [
-        (replace(REPORT, status=Status.ALREADY_RUNNING, slots=None), "shop  already running  0.41 s"),
-        (replace(DRY, dry_run=False, status=Status.BELOW_THRESHOLD), "  below --when-above  idle 2  would signal 2  "),
+        (
+            replace(REPORT, status=Status.ALREADY_RUNNING, slots=None),
+            "shop  already running  0.41 s",
+        ),
+        (
+            replace(DRY, dry_run=False, status=Status.BELOW_THRESHOLD),
+            "  below --when-above  idle 2  would signal 2  ",
+        ),
         (replace(REPORT, gone=None, survivors=None), "  gone ?  survivors ?  "),
         (replace(REPORT, slots=Slots(97, 97, exact=True)), "  slots 97/97 (100%)  "),
-        (replace(REPORT, slots=Slots(99, 97, exact=True)), "  slots 97/97 (100% and 2 beyond the limit)  "),
-        (replace(REPORT, slots=Slots(99, 97, exact=False)), "  slots ≤97/97 (≤100% and up to 2 beyond the limit)  "),
-        (replace(REPORT, slots=Slots(3, 0, exact=True)), "  slots 0/0 (100% and 3 beyond the limit)  "),
+        (
+            replace(REPORT, slots=Slots(99, 97, exact=True)),
+            "  slots 97/97 (100% and 2 beyond the limit)  ",
+        ),
+        (
+            replace(REPORT, slots=Slots(99, 97, exact=False)),
+            "  slots ≤97/97 (≤100% and up to 2 beyond the limit)  ",
+        ),
+        (
+            replace(REPORT, slots=Slots(3, 0, exact=True)),
+            "  slots 0/0 (100% and 3 beyond the limit)  ",
+        ),
     ],
 )
 def test_the_line_of_an_alias_says_how_it_went(report, part):
@@ -139,7 +175,9 @@ def test_a_failure_before_anything_was_done_has_no_summary():
 
 
 def test_a_failure_in_mid_run_tells_both():
-    failed = replace(REPORT, failure="lost", failed_with=Exit.UNREACHABLE, gone=None, survivors=None)
+    failed = replace(
+        REPORT, failure="lost", failed_with=Exit.UNREACHABLE, gone=None, survivors=None
+    )
     *_, error, summary = (json.loads(line) for line in render_json(failed))
     assert error["event"] == "error"
     assert (summary["signalled"], summary["gone"], summary["exit"]) == (2, None, 5)
@@ -152,9 +190,16 @@ def test_an_alias_that_was_reaped_under_another_name_reports_nothing():
 
 
 def test_names_reach_a_terminal_escaped():
-    naughty = Outcome(session(user=NAUGHTY, database=NAUGHTY, application_name=NAUGHTY), Action.SIGNALLED)
+    naughty = Outcome(
+        session(user=NAUGHTY, database=NAUGHTY, application_name=NAUGHTY), Action.SIGNALLED
+    )
     report = replace(REPORT, alias=NAUGHTY, address=NAUGHTY, outcomes=[naughty], failure=NAUGHTY)
-    shown = [*render_table(report.outcomes), render_line(report), render_failure(report), *render_json(report)]
+    shown = [
+        *render_table(report.outcomes),
+        render_line(report),
+        render_failure(report),
+        *render_json(report),
+    ]
     assert all(line.isprintable() for line in shown)
     assert json.loads(render_json(report)[0])["application_name"] == NAUGHTY
     assert printable(NAUGHTY) == 'shop\\n\\x1b[31m"\\u202e😀'
@@ -174,7 +219,15 @@ def test_a_file_that_is_none_of_ours_has_no_last_success():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0.0s"), (9.94, "9.9s"), (10, "10s"), (605, "10m05s"), (3600, "1h00m"), (11220, "3h07m"), (187200, "2d04h")],
+    [
+        (0, "0.0s"),
+        (9.94, "9.9s"),
+        (10, "10s"),
+        (605, "10m05s"),
+        (3600, "1h00m"),
+        (11220, "3h07m"),
+        (187200, "2d04h"),
+    ],
 )
 def test_durations_are_short(seconds, text):
     assert duration(seconds) == text
@@ -186,7 +239,9 @@ def test_a_bar_fills_up():
     assert render_bar(8, 8, width=4) == "[####] 8/8"
 
 
-@pytest.mark.parametrize(("name", "sql"), [("shop", "shop"), ("Shop", '"Shop"'), ('a"b', '"a""b"'), ("1a", '"1a"')])
+@pytest.mark.parametrize(
+    ("name", "sql"), [("shop", "shop"), ("Shop", '"Shop"'), ('a"b', '"a""b"'), ("1a", '"1a"')]
+)
 def test_names_are_quoted_where_sql_needs_it(name, sql):
     assert sql_name(name) == sql
 

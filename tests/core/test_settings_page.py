@@ -11,9 +11,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "settings.md"
 
 
 def test_the_page_lists_every_setting_with_its_default():
-    rows = re.findall(r"^\| `([A-Z_]+)` \| `(.+?)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `([A-Z_]+)` \| `(.+?)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert {key.lower(): _value(default) for key, default in rows} == {
-        name: list(value) if isinstance(value, tuple) else value for name, value in vars(Settings()).items()
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(Settings()).items()
     }
 
 

@@ -52,7 +52,9 @@ def test_a_statement_that_makes_state_of_which_the_server_tells_nothing(sql):
     assert read(sql) is Leaves.UNASKABLE_STATE
 
 
-@pytest.mark.parametrize("sql", ["BEGIN", "begin isolation level serializable", "START TRANSACTION", "SELECT 1; BEGIN"])
+@pytest.mark.parametrize(
+    "sql", ["BEGIN", "begin isolation level serializable", "START TRANSACTION", "SELECT 1; BEGIN"]
+)
 def test_a_statement_that_begins_a_transaction(sql):
     assert read(sql) is Leaves.TRANSACTION
 
@@ -87,6 +89,11 @@ def test_a_script_is_taken_to_make_state():
 
 
 def test_a_long_text_is_read_in_no_time():
-    """A bulk insert must not wait for the engine: this would take minutes if a pattern went back and forth."""
-    assert read("INSERT INTO t VALUES " + "(' /* -- temp set_config(a, true) ', 1), " * 40_000) is Leaves.NOTHING
+    """A bulk insert must not wait for the engine: this would take minutes if a pattern went back
+    and forth.
+    """
+    assert (
+        read("INSERT INTO t VALUES " + "(' /* -- temp set_config(a, true) ', 1), " * 40_000)
+        is Leaves.NOTHING
+    )
     assert read("INSERT INTO t VALUES " + "(' ; /* ', 1), " * 40_000) is Leaves.STATE

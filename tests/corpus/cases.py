@@ -1,4 +1,6 @@
-"""Settings as projects write them: this room holds what each says in the end, and every id that it deserves."""
+"""Settings as projects write them: this room holds what each says in the end, and every id that it
+deserves.
+"""
 
 from __future__ import annotations
 

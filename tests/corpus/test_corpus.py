@@ -1,4 +1,6 @@
-"""The corpus of our own, and any other of the same form: every id that a case deserves is given, and no other."""
+"""The corpus of our own, and any other of the same form: every id that a case deserves is given,
+and no other.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ CAN_POOL = django.VERSION >= (5, 1) and is_psycopg3
 
 def asks_for_a_pool(settings) -> bool:
     databases = settings["DATABASES"].values()
-    return any("pool" in (alias.get("OPTIONS") or {}) for alias in databases if isinstance(alias, dict))
+    return any(
+        "pool" in (alias.get("OPTIONS") or {}) for alias in databases if isinstance(alias, dict)
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
@@ -49,17 +53,26 @@ REACHABLE = [
     if "default" in case.settings["DATABASES"]
     and case.default.get("ENGINE") in (POSTGRES, SQLITE)
     and "service" not in case.default.get("OPTIONS", {})
-    # Django 6.1 takes a check of the project's own: one of None fails no more, and still says nothing.
+    # Django 6.1 takes a check of the project's own: one of None fails no more, and still says
+    # nothing.
     and case.default.get("OPTIONS", {}).get("pool") != {"min_size": 1, "check": None}
 ]
 
 
 @pytest.mark.parametrize("case", REACHABLE, ids=lambda case: case.title)
-def test_an_error_is_what_django_cannot_connect_with(case: Case, django_db_setup, django_db_blocker):
+def test_an_error_is_what_django_cannot_connect_with(
+    case: Case, django_db_setup, django_db_blocker
+):
     if asks_for_a_pool(case.settings) and not CAN_POOL:
         pytest.skip("Django pools from 5.1 on, with psycopg 3")
-    server = {key: connections.settings["default"][key] for key in ("NAME", "USER", "PASSWORD", "HOST", "PORT")}
-    here = {**case.default, **(server if case.default["ENGINE"] == POSTGRES else {"NAME": ":memory:"})}
+    server = {
+        key: connections.settings["default"][key]
+        for key in ("NAME", "USER", "PASSWORD", "HOST", "PORT")
+    }
+    here = {
+        **case.default,
+        **(server if case.default["ENGINE"] == POSTGRES else {"NAME": ":memory:"}),
+    }
     driver = "psycopg" if is_psycopg3 else "psycopg2"
     found = ids({**case.settings, "DATABASES": {"default": here}}, driver=driver)
     errors = {each for each in found if each.startswith("E1")}
@@ -88,11 +101,18 @@ def test_another_corpus_deserves_its_ids_and_no_other(path: Path, monkeypatch):
     spec = importlib.util.spec_from_file_location("corpus_case", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    made = {name: value for source in (global_settings, module) for name, value in vars(source).items() if name.isupper()}
+    made = {
+        name: value
+        for source in (global_settings, module)
+        for name, value in vars(source).items()
+        if name.isupper()
+    }
     if asks_for_a_pool(made) and not CAN_POOL:
         pytest.skip("Django pools from 5.1 on, with psycopg 3")
     slugs = json.loads((OTHERS.parent / "mapping.json").read_text())
-    by_id = {each.removeprefix("conn_guard."): slug for slug, every in slugs.items() for each in every}
+    by_id = {
+        each.removeprefix("conn_guard."): slug for slug, every in slugs.items() for each in every
+    }
     found = {by_id[each] for each in ids(made) if each in by_id}
     label = labels(path.read_text())
     wanted = {slug for slug in label["labels"] | label["info"] if slugs[slug]}

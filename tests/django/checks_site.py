@@ -1,4 +1,6 @@
-"""A site for servers that are started beside the tests: this room holds its settings, its view and its applications."""
+"""A site for servers that are started beside the tests: this room holds its settings, its view and
+its applications.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ LOGGING = {
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "%(levelname)s %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "loggers": {"conn_guard.checks": {"handlers": ["stderr"], "level": "DEBUG", "propagate": False}},
+    "loggers": {
+        "conn_guard.checks": {"handlers": ["stderr"], "level": "DEBUG", "propagate": False}
+    },
 }
 
 # What a test wants to be different.
@@ -39,7 +43,8 @@ def query(request):
 
 
 def __getattr__(name):
-    # A handler is made when a server asks for its application, and not when Django reads these settings.
+    # A handler is made when a server asks for its application, and not when Django reads these
+    # settings.
     if name == "urlpatterns":
         from django.urls import path
 

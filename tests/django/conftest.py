@@ -1,4 +1,6 @@
-"""Connections of a test's own: an alias whose sessions can be counted from outside by its application_name."""
+"""Connections of a test's own: an alias whose sessions can be counted from outside by its
+application_name.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,11 @@ class Observer:
 
     def __init__(self) -> None:
         default = connections.settings["default"]
-        # A handler of its own, so that nothing that closes the aliases of a thread ends the observer.
-        handler = ConnectionHandler({"default": {**default, "OPTIONS": {"application_name": "observer"}}})
+        # A handler of its own, so that nothing that closes the aliases of a thread ends the
+        # observer.
+        handler = ConnectionHandler(
+            {"default": {**default, "OPTIONS": {"application_name": "observer"}}}
+        )
         self.wrapper = handler["default"]
         self.wrapper.inc_thread_sharing()
 
@@ -29,7 +34,9 @@ class Observer:
             return [state for (state,) in cursor.fetchall()]
 
     def settled(self, name: str, count: int) -> bool:
-        """Return whether *name* has *count* sessions, now or a little later: a session outlives its connection a moment."""
+        """Return whether *name* has *count* sessions, now or a little later: a session outlives its
+        connection a moment.
+        """
         deadline = time.monotonic() + 5
         while len(self.states(name)) != count:
             if time.monotonic() > deadline:
@@ -48,7 +55,9 @@ def observer(django_db_blocker) -> Iterator[Observer]:
 
 @pytest.fixture
 def make_alias(observer) -> Iterator[Callable[..., str]]:
-    """Return a function that adds an alias with a unique name, which is its application_name, and settings of its own."""
+    """Return a function that adds an alias with a unique name, which is its application_name, and
+    settings of its own.
+    """
     made: list[str] = []
 
     def make(**settings: object) -> str:
@@ -81,7 +90,9 @@ def url_alias(alias, monkeypatch) -> str:
 
 @pytest.fixture
 def worker() -> Iterator[Callable[..., object]]:
-    """Run a function in a thread that lives on, as the threads of gunicorn do, and return its result."""
+    """Run a function in a thread that lives on, as the threads of gunicorn do, and return its
+    result.
+    """
     with ThreadPoolExecutor(1) as pool:
         yield lambda function, *args: pool.submit(function, *args).result(timeout=30)
 

@@ -1,4 +1,6 @@
-"""Whatever the settings hold, the checks answer: without raising, on one line, and without a secret."""
+"""Whatever the settings hold, the checks answer: without raising, on one line, and without a
+secret.
+"""
 
 from __future__ import annotations
 
@@ -33,22 +35,50 @@ ENGINES = st.sampled_from(
 )
 KEYS = st.sampled_from(
     words(
-        "CONN_MAX_AGE CONN_HEALTH_CHECKS DISABLE_SERVER_SIDE_CURSORS ATOMIC_REQUESTS AUTOCOMMIT TIME_ZONE NAME USER PASSWORD "
-        "HOST PORT TEST POOL POOL_OPTIONS conn_max_age MAX_CONN_AGE"
+        "CONN_MAX_AGE CONN_HEALTH_CHECKS DISABLE_SERVER_SIDE_CURSORS ATOMIC_REQUESTS AUTOCOMMIT"
+        " TIME_ZONE NAME USER PASSWORD HOST PORT TEST POOL POOL_OPTIONS conn_max_age MAX_CONN_AGE"
     )
 )
 OPTION_KEYS = st.sampled_from(
     words(
-        "pool isolation_level options application_name host hostaddr port prepare_threshold service passfile CONN_MAX_AGE "
-        "statement_timeout MAX_CONNS"
+        "pool isolation_level options application_name host hostaddr port prepare_threshold service"
+        " passfile CONN_MAX_AGE statement_timeout MAX_CONNS"
     )
 )
 POOL_KEYS = st.sampled_from(words("min_size max_size max_idle max_lifetime check timeout MAX_SIZE"))
 TEXTS = [
-    *("60", "", "None", "False", "pgbouncer", "6432", "one,two", "db.pooler.supabase.com", "\x00\n", "é" * 80, "\ud800" * 70),
-    *("-c idle_session_timeout=1", "-c a=1 --b=2", "-c =", "-c idle_session_timeout=99999999999999999999d"),
+    *(
+        "60",
+        "",
+        "None",
+        "False",
+        "pgbouncer",
+        "6432",
+        "one,two",
+        "db.pooler.supabase.com",
+        "\x00\n",
+        "é" * 80,
+        "\ud800" * 70,
+    ),
+    *(
+        "-c idle_session_timeout=1",
+        "-c a=1 --b=2",
+        "-c =",
+        "-c idle_session_timeout=99999999999999999999d",
+    ),
 ]
-ODD = [10**400, -(10**300), Decimal("NaN"), Fraction(1, 3), 1j, datetime.timedelta.max, object(), print, {1}, range(3)]
+ODD = [
+    10**400,
+    -(10**300),
+    Decimal("NaN"),
+    Fraction(1, 3),
+    1j,
+    datetime.timedelta.max,
+    object(),
+    print,
+    {1},
+    range(3),
+]
 
 plain = (
     st.none()
@@ -62,20 +92,43 @@ plain = (
 )
 names = st.none() | st.booleans() | st.integers() | st.text(max_size=8)
 values = st.recursive(
-    plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3), max_leaves=4
+    plain,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=4,
 )
 pools = values | st.dictionaries(POOL_KEYS | names, values, max_size=3)
 options = values | st.dictionaries(OPTION_KEYS | names, values | pools, max_size=4)
 aliases = values | st.fixed_dictionaries(
     {"ENGINE": ENGINES | plain},
-    optional={"OPTIONS": options, "CONN_MAX_AGE": plain, "HOST": values, "PORT": values, "TEST": values},
-).flatmap(lambda made: st.dictionaries(KEYS | names, values, max_size=3).map(lambda more: {**more, **made}))
+    optional={
+        "OPTIONS": options,
+        "CONN_MAX_AGE": plain,
+        "HOST": values,
+        "PORT": values,
+        "TEST": values,
+    },
+).flatmap(
+    lambda made: st.dictionaries(KEYS | names, values, max_size=3).map(
+        lambda more: {**more, **made}
+    )
+)
 projects = st.fixed_dictionaries(
     {"DATABASES": values | st.dictionaries(st.just("default") | names, aliases, max_size=3)},
     optional={
-        "CONN_GUARD": values
-        | st.fixed_dictionaries({"POOLER": st.dictionaries(st.just("default"), st.sampled_from(["session", "transaction"]))}),
-        "MIDDLEWARE": values | st.lists(st.sampled_from([GUARD, "django.contrib.auth.middleware.X", 7]), max_size=3),
+        "CONN_GUARD": (
+            values
+            | st.fixed_dictionaries(
+                {
+                    "POOLER": st.dictionaries(
+                        st.just("default"), st.sampled_from(["session", "transaction"])
+                    )
+                }
+            )
+        ),
+        "MIDDLEWARE": (
+            values
+            | st.lists(st.sampled_from([GUARD, "django.contrib.auth.middleware.X", 7]), max_size=3)
+        ),
         "CONN_MAX_AGE": values,
         "CONN_HEALTH_CHECKS": values,
         "ASGI_APPLICATION": values,
@@ -105,7 +158,9 @@ def test_no_rule_raises_whatever_the_settings_hold(made, driver):
 @pytest.mark.parametrize("number", [10**5000, -(10**5000)], ids=["huge", "-huge"])
 def test_a_number_that_python_refuses_to_print_is_told(number, caplog):
     assert ids(alias(CONN_MAX_AGE=number)) == ({"W104", "W122"} if number > 0 else {"W103"})
-    assert ids(alias(CONN_MAX_AGE=str(type(number)), PORT=number, OPTIONS={"isolation_level": number})) == {"E101", "E119"}
+    assert ids(
+        alias(CONN_MAX_AGE=str(type(number)), PORT=number, OPTIONS={"isolation_level": number})
+    ) == {"E101", "E119"}
     assert "could not look" not in caplog.text
 
 
@@ -115,21 +170,31 @@ class Hostile:
     def _refuse(self, *args):
         raise RuntimeError("not for you")
 
-    __bool__ = __str__ = __repr__ = __eq__ = __lt__ = __le__ = __gt__ = __ge__ = __float__ = __len__ = __iter__ = _refuse
+    __bool__ = __str__ = __repr__ = __eq__ = __lt__ = __le__ = __gt__ = __ge__ = __float__ = (
+        __len__
+    ) = __iter__ = _refuse
     __hash__ = object.__hash__
 
 
 @pytest.mark.parametrize("key", [*KEYS.elements, "ENGINE", "OPTIONS"])
 def test_an_object_that_answers_nothing_stops_no_command(key):
-    assert {message.level for message in checks.find(project(**alias(**{key: Hostile()})))} <= set(LEVELS)
-    assert {message.level for message in checks.find(project(**alias(OPTIONS={key: Hostile(), "pool": Hostile()})))} <= set(
+    assert {message.level for message in checks.find(project(**alias(**{key: Hostile()})))} <= set(
         LEVELS
     )
+    assert {
+        message.level
+        for message in checks.find(project(**alias(OPTIONS={key: Hostile(), "pool": Hostile()})))
+    } <= set(LEVELS)
 
 
-@pytest.mark.parametrize("name", ["DATABASES", "MIDDLEWARE", "CONN_GUARD", "DEBUG", "CONN_MAX_AGE", "ASGI_APPLICATION"])
+@pytest.mark.parametrize(
+    "name", ["DATABASES", "MIDDLEWARE", "CONN_GUARD", "DEBUG", "CONN_MAX_AGE", "ASGI_APPLICATION"]
+)
 def test_a_setting_that_answers_nothing_stops_no_command(name):
-    assert {message.level for message in checks.find(project(**{**alias(CONN_MAX_AGE=60), name: Hostile()}))} <= set(LEVELS)
+    assert {
+        message.level
+        for message in checks.find(project(**{**alias(CONN_MAX_AGE=60), name: Hostile()}))
+    } <= set(LEVELS)
 
 
 SECRET = "hunter2-swordfish"
@@ -154,9 +219,23 @@ CONNINFO = f"host=db password={SECRET}"
         {"POOL_OPTIONS": {"password": SECRET}},
         {"POOL": URL},
         {"CONNECTION_MAX_AGE": URL},
-        {"OPTIONS": {"password": SECRET, "sslpassword": SECRET, "passwd": SECRET, "oauth_client_secret": SECRET}},
+        {
+            "OPTIONS": {
+                "password": SECRET,
+                "sslpassword": SECRET,
+                "passwd": SECRET,
+                "oauth_client_secret": SECRET,
+            }
+        },
         {"OPTIONS": {"CONN_MAX_AGE": SECRET, "statement_timeout": SECRET, "DATABASE_URL": URL}},
-        {"OPTIONS": {"service": "app", "passfile": f"/run/{SECRET}", "options": f"-c app.secret={SECRET}"}, "PORT": 6432},
+        {
+            "OPTIONS": {
+                "service": "app",
+                "passfile": f"/run/{SECRET}",
+                "options": f"-c app.secret={SECRET}",
+            },
+            "PORT": 6432,
+        },
         {"OPTIONS": {"pool": URL}},
         {"OPTIONS": {"pool": {"conninfo": URL, "kwargs": {"password": SECRET}, "secret": SECRET}}},
         {"OPTIONS": {"pool": {"min_size": URL, "max_size": CONNINFO}}},
@@ -171,7 +250,12 @@ CONNINFO = f"host=db password={SECRET}"
 )
 @pytest.mark.parametrize("others", [{}, {"ASGI_APPLICATION": "app", "DEBUG": True}])
 def test_no_message_holds_a_secret(values, others):
-    made = project(**alias(**{"CONN_MAX_AGE": 60, **values}), CONN_MAX_AGE=URL, CONN_HEALTH_CHECKS=CONNINFO, **others)
+    made = project(
+        **alias(**{"CONN_MAX_AGE": 60, **values}),
+        CONN_MAX_AGE=URL,
+        CONN_HEALTH_CHECKS=CONNINFO,
+        **others,
+    )
     found = checks.find(made)
     assert found
     assert SECRET not in "".join(f"{message.msg} {message.hint}" for message in found)

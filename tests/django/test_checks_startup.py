@@ -1,4 +1,6 @@
-"""What a server process says: at its start, and once it shows what settings can't tell. Real servers, real sessions."""
+"""What a server process says: at its start, and once it shows what settings can't tell. Real
+servers, real sessions.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,15 @@ from tests.programs import free_port, is_open
 
 SITE = "tests.django.checks_site"
 ROOT = Path(__file__).parents[2]
-GUNICORN = ["gunicorn", f"{SITE}:wsgi", "--workers", "1", "--no-control-socket", "--bind", "127.0.0.1:{port}"]
+GUNICORN = [
+    "gunicorn",
+    f"{SITE}:wsgi",
+    "--workers",
+    "1",
+    "--no-control-socket",
+    "--bind",
+    "127.0.0.1:{port}",
+]
 UVICORN = ["uvicorn", f"{SITE}:asgi", "--log-level", "warning", "--port", "{port}"]
 RUNSERVER = ["django", "runserver", "--noreload", "127.0.0.1:{port}"]
 SERVERS = {"gunicorn": GUNICORN, "uvicorn": UVICORN}
@@ -51,20 +61,33 @@ class Site:
 
 @pytest.fixture
 def environment(django_db_setup) -> Callable[..., dict[str, str]]:
-    """Return a function that gives the environment of a site whose settings differ in what it is given."""
+    """Return a function that gives the environment of a site whose settings differ in what it is
+    given.
+    """
     default = connections["default"].settings_dict
     url = f"postgres://{default['USER']}:{default['PASSWORD']}@{default['HOST']}:{default['PORT']}/{default['NAME']}"
 
     def make(**changes: object) -> dict[str, str]:
-        mine = {"DATABASE_URL": url, "DJANGO_SETTINGS_MODULE": SITE, "CHECKS_SITE": json.dumps(changes)}
-        return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "PYTHONWARNINGS": "default", **mine}
+        mine = {
+            "DATABASE_URL": url,
+            "DJANGO_SETTINGS_MODULE": SITE,
+            "CHECKS_SITE": json.dumps(changes),
+        }
+        return {
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}",
+            "PYTHONWARNINGS": "default",
+            **mine,
+        }
 
     return make
 
 
 @pytest.fixture
 def serve(environment, tmp_path) -> Iterator[Callable[..., Site]]:
-    """Return a function that starts a server and gives the site once it answers on its port, or has ended."""
+    """Return a function that starts a server and gives the site once it answers on its port, or has
+    ended.
+    """
     started = []
 
     def start(command: list[str], **changes: object) -> Site:
@@ -93,10 +116,15 @@ def serve(environment, tmp_path) -> Iterator[Callable[..., Site]]:
 
 @pytest.fixture
 def run(environment, tmp_path) -> Callable[..., str]:
-    """Return a function that runs a program in a process of its own, and gives what it wrote to stderr."""
+    """Return a function that runs a program in a process of its own, and gives what it wrote to
+    stderr.
+    """
 
     def run(program: str, **changes: object) -> str:
-        program = f"import django; django.setup(); from tests.django import checks_site as site\n{program}"
+        program = (
+            "import django; django.setup(); from tests.django import checks_site as"
+            f" site\n{program}"
+        )
         done = subprocess.run(
             [sys.executable, "-c", program],
             env=environment(**changes),
@@ -120,16 +148,22 @@ def test_a_server_says_once_what_the_checks_find(serve, server):
     until(site.said)
     assert site.said() == ["WARNING conn_guard.W103"]
     assert (
-        "WARNING conn_guard.W103: DATABASES['default']['CONN_MAX_AGE'] is -1, which acts as 0. Write None for no limit, or 0 "
-        "to close after each request. See docs/reference/checks.md#w103.\n"
-    ) in site.log.read_text()
+        "WARNING conn_guard.W103: DATABASES['default']['CONN_MAX_AGE'] is -1, which acts as 0."
+        " Write None for no limit, or 0 to close after each request. See"
+        " docs/reference/checks.md#w103.\n" in site.log.read_text()
+    )
     site.get(3)
     assert site.said() == ["WARNING conn_guard.W103"]
 
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_without_the_middleware_the_first_request_says_it(serve, server):
-    site = serve(SERVERS[server], DEFAULT={"CONN_MAX_AGE": -1}, MIDDLEWARE=[], CONN_GUARD={"CHECK_AT_STARTUP": "raise"})
+    site = serve(
+        SERVERS[server],
+        DEFAULT={"CONN_MAX_AGE": -1},
+        MIDDLEWARE=[],
+        CONN_GUARD={"CHECK_AT_STARTUP": "raise"},
+    )
     assert site.said() == []
     site.get(3)
     assert site.said() == ["WARNING conn_guard.W103", "INFO conn_guard.I201"]
@@ -137,11 +171,14 @@ def test_without_the_middleware_the_first_request_says_it(serve, server):
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_a_server_that_is_to_raise_does_not_start_on_an_error(serve, server):
-    site = serve(SERVERS[server], DEFAULT={"CONN_MAX_AGE": "60"}, CONN_GUARD={"CHECK_AT_STARTUP": "raise"})
+    site = serve(
+        SERVERS[server], DEFAULT={"CONN_MAX_AGE": "60"}, CONN_GUARD={"CHECK_AT_STARTUP": "raise"}
+    )
     assert until(lambda: site.process.poll(), timeout=30) != 0
     assert site.said() == ["ERROR conn_guard.E101"]
-    assert "django.core.exceptions.ImproperlyConfigured: conn_guard.E101: DATABASES['default']['CONN_MAX_AGE'] is '60'" in (
-        site.log.read_text()
+    assert (
+        "django.core.exceptions.ImproperlyConfigured: conn_guard.E101:"
+        " DATABASES['default']['CONN_MAX_AGE'] is '60'" in (site.log.read_text())
     )
 
 
@@ -218,8 +255,8 @@ def test_only_one_of_many_threads_speaks(run):
 
 def test_a_request_that_has_begun_is_not_stopped_by_an_error(run):
     said = run(
-        "from django.core.signals import request_started\n"
-        "assert [error for _, error in request_started.send_robust(object, environ={}) if error] == []\n",
+        "from django.core.signals import request_started\nassert [error for _, error in"
+        " request_started.send_robust(object, environ={}) if error] == []\n",
         DEFAULT={"CONN_MAX_AGE": "60"},
         MIDDLEWARE=[],
         CONN_GUARD={"CHECK_AT_STARTUP": "raise"},
@@ -243,7 +280,9 @@ def test_a_failing_check_fails_no_request(run):
 
 
 def served(count: int, kind: str) -> str:
-    """A program that serves requests in this process, each in a thread that ends with it, or all in one that lives on."""
+    """A program that serves requests in this process, each in a thread that ends with it, or all in
+    one that lives on.
+    """
     return (
         "from concurrent.futures import ThreadPoolExecutor\n"
         "from django.test import RequestFactory\n"
@@ -252,7 +291,7 @@ def served(count: int, kind: str) -> str:
         "    body = app(RequestFactory().get('/').environ, lambda *args: None)\n"
         "    body.close()\n"
         f"for number in range({count}):\n"
-        f"    with ThreadPoolExecutor(1) as thread:\n"
+        "    with ThreadPoolExecutor(1) as thread:\n"
         f"        list(thread.map(serve, range({1 if kind == 'dies' else 10})))\n"
     )
 
@@ -263,9 +302,10 @@ SETTINGS = {"DEFAULT": {"CONN_MAX_AGE": 900, "CONN_HEALTH_CHECKS": True}}
 def test_persistence_that_never_serves_twice_is_told_once(run):
     said = run(served(130, "dies"), **SETTINGS)
     assert said.splitlines() == [
-        "WARNING conn_guard.W120: DATABASES['default']['CONN_MAX_AGE'] is 900, but 100 connections were opened for 100 "
-        "requests: no later request finds a connection again. Write 0 for CONN_MAX_AGE, and OPTIONS['pool'] if connections are "
-        "to stay open. See docs/reference/checks.md#w120."
+        "WARNING conn_guard.W120: DATABASES['default']['CONN_MAX_AGE'] is 900, but 100 connections"
+        " were opened for 100 requests: no later request finds a connection again. Write 0 for"
+        " CONN_MAX_AGE, and OPTIONS['pool'] if connections are to stay open. See"
+        " docs/reference/checks.md#w120."
     ]
 
 
@@ -279,7 +319,10 @@ def test_asgi_is_told_where_the_settings_did_not_tell_it(serve):
     assert site.said() == []
     site.get(3)
     assert site.said() == ["WARNING conn_guard.W120"]
-    assert "['CONN_MAX_AGE'] is 900, but this process serves ASGI: no later request finds" in site.log.read_text()
+    assert (
+        "['CONN_MAX_AGE'] is 900, but this process serves ASGI: no later request finds"
+        in site.log.read_text()
+    )
 
 
 def test_asgi_is_told_once_where_the_settings_tell_it(serve):
@@ -350,7 +393,11 @@ def test_a_process_that_has_used_its_connections_again_is_asked_no_more(watch, c
 
 
 def test_a_pool_is_its_own_reuse(watch, caplog, monkeypatch):
-    pooled = {"ENGINE": "django.db.backends.postgresql", "CONN_MAX_AGE": None, "OPTIONS": {"pool": True}}
+    pooled = {
+        "ENGINE": "django.db.backends.postgresql",
+        "CONN_MAX_AGE": None,
+        "OPTIONS": {"pool": True},
+    }
     monkeypatch.setattr(Wrapper, "settings_dict", pooled)
     monkeypatch.setattr("django.VERSION", (6, 1))
     monkeypatch.setattr("conn_guard.checks.project._is_importable", lambda name: True)
@@ -360,11 +407,17 @@ def test_a_pool_is_its_own_reuse(watch, caplog, monkeypatch):
 
 def test_a_pooler_is_told_by_the_pid_that_it_made_up(run, pgbouncer):
     # One pid in a thousand that it makes up looks like a process's: no test may be as rare as that.
-    query = "from django.db import connection\nfor _ in range(4):\n    connection.ensure_connection()\n    connection.close()\n"
+    query = (
+        "from django.db import connection\nfor _ in range(4):\n    connection.ensure_connection()\n"
+        "    connection.close()\n"
+    )
     again = "from conn_guard.checks import runtime\nruntime._watch.aliases.clear()\n"
     address = pgbouncer("transaction").settings
     said = run((query + again) * 3, DEFAULT=address)
-    assert "INFO conn_guard.I302: DATABASES['default'] goes through a pooler: the pid that came with the log-in, " in said
+    assert (
+        "INFO conn_guard.I302: DATABASES['default'] goes through a pooler: the pid that came with"
+        " the log-in, " in said
+    )
     assert run(query, DEFAULT=address).count("conn_guard.I302") <= 1
     assert run(query) == ""
     assert run(query, DEFAULT=address, CONN_GUARD={"POOLER": {"default": "transaction"}}) == ""
@@ -372,17 +425,27 @@ def test_a_pooler_is_told_by_the_pid_that_it_made_up(run, pgbouncer):
 
 
 @pytest.mark.parametrize(
-    ("pid", "told"), [(1, False), (4194304, False), (4194305, True), (1431655765, True), (0, True), (-529813817, True)]
+    ("pid", "told"),
+    [
+        (1, False),
+        (4194304, False),
+        (4194305, True),
+        (1431655765, True),
+        (0, True),
+        (-529813817, True),
+    ],
 )
 def test_a_pid_that_no_process_has_is_a_poolers(watch, caplog, monkeypatch, pid, told):
     monkeypatch.setattr(Wrapper, "vendor", "postgresql")
-    monkeypatch.setattr(Wrapper, "connection", SimpleNamespace(info=SimpleNamespace(backend_pid=pid)), raising=False)
+    monkeypatch.setattr(
+        Wrapper, "connection", SimpleNamespace(info=SimpleNamespace(backend_pid=pid)), raising=False
+    )
     watch.on_connection(connection=Wrapper())
     assert ("conn_guard.I302" in caplog.text) is told
 
 
 def test_an_odd_connection_stops_nothing(run):
     said = run(
-        "from conn_guard.checks.runtime import Watch\nWatch().on_connection(connection=object())\n",
+        "from conn_guard.checks.runtime import Watch\nWatch().on_connection(connection=object())\n"
     )
     assert "ERROR The connection of None was not looked at.\n" in said

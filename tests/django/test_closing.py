@@ -1,4 +1,6 @@
-"""`closing_connections`: what a thread, a job or a command opened ends with it, counted from outside."""
+"""`closing_connections`: what a thread, a job or a command opened ends with it, counted from
+outside.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ async def async_decorated_with_parentheses(alias):
 
 
 def in_loop(function):
-    """Return *function* for synchronous callers; unlike async_to_sync it leaves synchronous code to a thread of asgiref's."""
+    """Return *function* for synchronous callers; unlike async_to_sync it leaves synchronous code to
+    a thread of asgiref's.
+    """
     return lambda *args: asyncio.run(function(*args))
 
 
@@ -145,7 +149,11 @@ def test_the_result_is_the_functions(worker):
     assert worker(in_loop(closing_connections(sync_to_async(lambda: 7)))) == 7
 
 
-@pytest.mark.parametrize("function", [decorated, decorated_with_parentheses, async_decorated], ids=lambda each: each.__name__)
+@pytest.mark.parametrize(
+    "function",
+    [decorated, decorated_with_parentheses, async_decorated],
+    ids=lambda each: each.__name__,
+)
 def test_the_decorated_function_keeps_its_name_and_kind(function):
     assert function.__wrapped__.__name__ == function.__name__
     assert iscoroutinefunction(function) == function.__name__.startswith("async")
@@ -194,7 +202,8 @@ def test_a_connection_inherited_over_a_fork_is_the_parents(alias, observer, work
             try:
                 with closing_connections():
                     pass
-                # What the child opens itself is its own, though Django's wrapper is the one that was inherited.
+                # What the child opens itself is its own, though Django's wrapper is the one that
+                # was inherited.
                 wrapper = connections[alias]
                 wrapper.connection = None
                 decorated(alias)
@@ -283,7 +292,9 @@ def test_a_test_case_keeps_its_transaction():
 # On an event loop's thread
 
 
-def test_what_synchronous_code_opened_on_the_loops_thread_is_left_in_peace(alias, observer, worker, caplog):
+def test_what_synchronous_code_opened_on_the_loops_thread_is_left_in_peace(
+    alias, observer, worker, caplog
+):
     def command():
         query(alias)
         in_loop(async_decorated)(alias)
@@ -311,7 +322,9 @@ def test_what_async_code_opened_unsafely_is_closed(alias, observer, worker, monk
 # Mistakes
 
 
-@pytest.mark.parametrize("use", [closing_connections, lambda: closing_connections(print)], ids=["with", "decorator"])
+@pytest.mark.parametrize(
+    "use", [closing_connections, lambda: closing_connections(print)], ids=["with", "decorator"]
+)
 def test_wrong_settings_are_refused_in_the_words_of_the_checks(settings, use):
     settings.CONN_GUARD = {"CLOZE": "auto"}
     message = r"^CONN_GUARD\['CLOZE'\] is not a setting of conn_guard\. Did you mean 'CLOSE'\?$"
@@ -336,7 +349,9 @@ async def async_generator():
 
 
 @pytest.mark.parametrize(
-    "function", [generator, async_generator, functools.partial(generator)], ids=["sync", "async", "partial"]
+    "function",
+    [generator, async_generator, functools.partial(generator)],
+    ids=["sync", "async", "partial"],
 )
 def test_a_generator_function_is_refused(function):
     message = "can't decorate the generator function .*generator.*: write 'with closing_connections"
@@ -356,7 +371,9 @@ def test_a_generator_closes_with_a_block_inside_it(alias, observer, worker):
     assert observer.settled(alias, 0)
 
 
-def test_a_close_that_fails_hides_neither_the_jobs_error_nor_the_next_alias(make_alias, observer, worker, caplog, monkeypatch):
+def test_a_close_that_fails_hides_neither_the_jobs_error_nor_the_next_alias(
+    make_alias, observer, worker, caplog, monkeypatch
+):
     aliases = [make_alias(), make_alias()]
 
     @closing_connections

@@ -19,7 +19,9 @@ HOW_TO = ROOT / "docs" / "how-to"
 
 
 def blocks(name: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", (HOW_TO / name).read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        r"^```python\n(.*?)^```", (HOW_TO / name).read_text(), re.MULTILINE | re.DOTALL
+    )
 
 
 def execute(name: str) -> dict[str, object]:
@@ -59,13 +61,20 @@ def test_threads_and_jobs(worker, capsys):
         assert worker(lambda: connections["default"].connection) is None, name
         assert in_loop(sync_to_async(lambda: connections["default"].connection))() is None, name
     assert capsys.readouterr().out == "0\n0\n"
-    defined = set(re.findall(r"^(?:async )?(?:def|class) (\w+)", "\n".join(blocks("threads-and-jobs.md")), re.MULTILINE))
+    defined = set(
+        re.findall(
+            r"^(?:async )?(?:def|class) (\w+)",
+            "\n".join(blocks("threads-and-jobs.md")),
+            re.MULTILINE,
+        )
+    )
     assert defined == set(run)
 
 
 CELERY_IS_WATCHED = """
 from celery.signals import task_postrun
-assert [receiver for _, receiver in task_postrun.receivers if receiver.__module__ == "conn_guard.contrib.celery"]
+receivers = [receiver.__module__ for _, receiver in task_postrun.receivers]
+assert "conn_guard.contrib.celery" in receivers
 """
 RQ_IS_WATCHED = """
 from rq import SimpleWorker, Worker
@@ -81,9 +90,16 @@ assert Worker.perform_job.__wrapped__ and SimpleWorker.perform_job.__wrapped__
 def test_celery_and_rq(number, then):
     pytest.importorskip("celery")
     pytest.importorskip("rq")
-    variables = {"DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    variables = {
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
+    }
     script = blocks("celery-and-rq.md")[number] + then
     done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, **variables}, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr

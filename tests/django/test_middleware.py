@@ -1,4 +1,6 @@
-"""Every exit of a request, through Django's WSGI and ASGI handlers, with the app and the middleware installed."""
+"""Every exit of a request, through Django's WSGI and ASGI handlers, with the app and the middleware
+installed.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,16 @@ from conn_guard import connections as room
 from conn_guard.middleware import ConnectionGuardMiddleware
 from tests.django import urls
 
-# Django warns of every synchronous body that it serves under ASGI, and of every asynchronous one under WSGI.
+# Django warns of every synchronous body that it serves under ASGI, and of every asynchronous one
+# under WSGI.
 pytestmark = pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume")
 
 MIDDLEWARE = "conn_guard.middleware.ConnectionGuardMiddleware"
 SYNC = f"{__name__}.sync_only"
 
 leaves_contexts_in_cycles = pytest.mark.skipif(
-    sys.version_info < (3, 11), reason="on Python 3.10 a call of sync_to_async leaves its context to the garbage collector"
+    sys.version_info < (3, 11),
+    reason="on Python 3.10 a call of sync_to_async leaves its context to the garbage collector",
 )
 
 
@@ -60,7 +64,9 @@ def wsgi(path, *, read=None):
 
 
 async def asgi(path, *, send=None, receive=None):
-    """Serve one request as an ASGI server does; *send* may raise, as uvicorn's does when the body is shorter than said."""
+    """Serve one request as an ASGI server does; *send* may raise, as uvicorn's does when the body
+    is shorter than said.
+    """
     path, _, query = path.partition("?")
     sent = []
     messages = [{"type": "http.request"}]
@@ -73,7 +79,13 @@ async def asgi(path, *, send=None, receive=None):
     async def to_client(message):
         sent.append(message)
 
-    scope = {"type": "http", "method": "GET", "path": path, "query_string": query.encode(), "headers": []}
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "query_string": query.encode(),
+        "headers": [],
+    }
     await ASGIHandler()(scope, receive or from_client, send or to_client)
     return b"".join(message.get("body", b"") for message in sent)
 
@@ -101,7 +113,9 @@ def test_wsgi_keeps_persistent_connections(make_alias, observer, worker, monkeyp
     worker(lambda: connections[alias].close())
 
 
-@pytest.mark.parametrize("path", ["copies", "closing", "closing_instance", "late_receiver", "fails", "file", "stream"])
+@pytest.mark.parametrize(
+    "path", ["copies", "closing", "closing_instance", "late_receiver", "fails", "file", "stream"]
+)
 def test_wsgi_leaves_nothing_on_a_thread_that_lives_on(url_alias, observer, worker, path):
     with contextlib.suppress(ValueError):
         worker(wsgi, f"/{path}/")
@@ -140,7 +154,10 @@ def test_wsgi_serves_an_async_stream(url_alias, observer, worker):
 
 def test_wsgi_a_file_is_handed_to_the_servers_file_wrapper(url_alias, observer, worker):
     def serve():
-        environ = {**RequestFactory().get("/file/").environ, "wsgi.file_wrapper": lambda file, size: file}
+        environ = {
+            **RequestFactory().get("/file/").environ,
+            "wsgi.file_wrapper": lambda file, size: file,
+        }
         file = WSGIHandler()(environ, lambda *args: None)
         ready = observer.settled(url_alias, 0)
         assert isinstance(file, io.BytesIO)
@@ -171,7 +188,9 @@ def test_a_transaction_left_open_is_rolled_back_logged_once_and_heals(
     worker(lambda: connections[alias].close())
 
 
-def test_a_transaction_left_on_a_connection_that_was_open_before_is_rolled_back(url_alias, observer, worker, caplog):
+def test_a_transaction_left_on_a_connection_that_was_open_before_is_rolled_back(
+    url_alias, observer, worker, caplog
+):
     worker(urls.query)
     worker(wsgi, "/raw_begin/")
     assert observer.settled(url_alias, 0)
@@ -192,7 +211,9 @@ def test_two_aliases_are_both_closed(make_alias, observer, worker, monkeypatch):
     assert all(observer.settled(alias, 0) for alias in aliases)
 
 
-def test_a_connection_that_was_open_before_the_request_is_left_to_django(make_alias, observer, worker, monkeypatch):
+def test_a_connection_that_was_open_before_the_request_is_left_to_django(
+    make_alias, observer, worker, monkeypatch
+):
     alias = make_alias(CONN_MAX_AGE=None)
     monkeypatch.setattr(urls, "ALIASES", [alias])
     worker(urls.query)
@@ -244,7 +265,9 @@ def test_never_leaves_it_to_django(make_alias, observer, worker, monkeypatch, se
 
 @pytest.fixture(params=["async", "sync"])
 def chain(request, settings):
-    """Run the middleware in its async mode, and in its sync mode as a sync-only middleware below it makes it run."""
+    """Run the middleware in its async mode, and in its sync mode as a sync-only middleware below it
+    makes it run.
+    """
     if request.param == "sync":
         settings.MIDDLEWARE = [MIDDLEWARE, SYNC]
     return request.param
@@ -285,7 +308,11 @@ def test_asgi_gives_the_connection_back_when_a_stream_is_exhausted(url_alias, ob
 
     async def send(message):
         if message["type"] == "http.response.body":
-            counts.append(await asyncio.to_thread(observer.settled, url_alias, 1 if message.get("body") else 0))
+            counts.append(
+                await asyncio.to_thread(
+                    observer.settled, url_alias, 1 if message.get("body") else 0
+                )
+            )
 
     asyncio.run(asgi("/astream/", send=send))
     assert counts == [True] * 4
@@ -306,7 +333,9 @@ def test_asgi_a_send_that_raises_leaves_nothing_and_is_told_once(url_alias, obse
     assert wait_for(lambda: caplog.records)
     [record] = caplog.records
     assert (record.name, record.levelname) == ("conn_guard.middleware", "INFO")
-    assert record.getMessage().startswith(f"The response of tests.django.urls.{view} (the-{view}) was never closed: ")
+    assert record.getMessage().startswith(
+        f"The response of tests.django.urls.{view} (the-{view}) was never closed: "
+    )
 
 
 @pytest.mark.usefixtures("chain")
@@ -357,26 +386,39 @@ def test_asgi_a_client_that_leaves_leaves_nothing(url_alias, observer, view):
 
 
 @leaves_contexts_in_cycles
-def test_asgi_what_a_task_opens_after_the_response_ends_with_the_task(url_alias, observer, monkeypatch):
+def test_asgi_what_a_task_opens_after_the_response_ends_with_the_task(
+    url_alias, observer, monkeypatch
+):
     assert after_the_response(url_alias, observer, monkeypatch, urls.query) == ({"idle"}, True)
 
 
 @leaves_contexts_in_cycles
-def test_asgi_a_transaction_that_a_task_leaves_after_the_response_ends_with_the_thread(url_alias, observer, monkeypatch):
+def test_asgi_a_transaction_that_a_task_leaves_after_the_response_ends_with_the_thread(
+    url_alias, observer, monkeypatch
+):
     def begin():
         transaction.atomic(using=url_alias).__enter__()
         urls.query()
 
-    assert after_the_response(url_alias, observer, monkeypatch, begin) == ({"idle in transaction"}, False)
+    assert after_the_response(url_alias, observer, monkeypatch, begin) == (
+        {"idle in transaction"},
+        False,
+    )
     urls.LATER.clear()
     assert observer.settled(url_alias, 0)
 
 
-def test_asgi_a_task_does_not_close_what_another_thread_may_be_using(url_alias, observer, monkeypatch):
-    assert after_the_response(url_alias, observer, monkeypatch, urls.query, thread_sensitive=False) == ({"idle"}, False)
+def test_asgi_a_task_does_not_close_what_another_thread_may_be_using(
+    url_alias, observer, monkeypatch
+):
+    assert after_the_response(
+        url_alias, observer, monkeypatch, urls.query, thread_sensitive=False
+    ) == ({"idle"}, False)
 
 
-def test_asgi_a_task_that_reopens_after_the_response_gathers_no_owners(url_alias, observer, monkeypatch):
+def test_asgi_a_task_that_reopens_after_the_response_gathers_no_owners(
+    url_alias, observer, monkeypatch
+):
     owners = []
 
     def reopen():
@@ -395,7 +437,9 @@ def test_asgi_a_task_that_ends_within_the_request_leaves_it_its_session(url_alia
 
 
 def after_the_response(alias, observer, monkeypatch, query, *, thread_sensitive=True):
-    """Query twice in a task that outlives its request; return the states of its sessions, and whether they end with it."""
+    """Query twice in a task that outlives its request; return the states of its sessions, and
+    whether they end with it.
+    """
     query = sync_to_async(query, thread_sensitive=thread_sensitive)
 
     async def main():
@@ -423,7 +467,9 @@ def after_the_response(alias, observer, monkeypatch, query, *, thread_sensitive=
 
 
 @pytest.mark.parametrize("max_age", [0, None])
-def test_asgi_closes_what_an_async_view_opened_on_the_loops_thread(make_alias, observer, monkeypatch, max_age):
+def test_asgi_closes_what_an_async_view_opened_on_the_loops_thread(
+    make_alias, observer, monkeypatch, max_age
+):
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
     alias = make_alias(CONN_MAX_AGE=max_age)
     monkeypatch.setattr(urls, "ALIASES", [alias])
@@ -503,7 +549,9 @@ def test_a_response_needs_no_garbage_collector(rf):
 @pytest.mark.parametrize("view", ["plain", "nothing"])
 def test_a_thread_that_lives_on_does_not_keep_its_last_request(url_alias, worker, view):
     seen = []
-    middleware = ConnectionGuardMiddleware(lambda request: (seen.append(weakref.ref(request)), getattr(urls, view)(request))[1])
+    middleware = ConnectionGuardMiddleware(
+        lambda request: (seen.append(weakref.ref(request)), getattr(urls, view)(request))[1]
+    )
     worker(lambda: middleware(RequestFactory().get("/")).close())
     gc.collect()  # Django 4.2's own responses are cycles.
     assert seen[0]() is None

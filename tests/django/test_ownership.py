@@ -1,4 +1,6 @@
-"""Ownership by the app alone: a connection ends with the thread or the async context that opened it."""
+"""Ownership by the app alone: a connection ends with the thread or the async context that opened
+it.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def test_the_end_of_a_thread_closes_what_it_opened(alias, observer, in_thread):
     assert observer.settled(alias, 0)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # psycopg warns of what this test leaves to the collector.
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning"
+)  # psycopg warns of what this test leaves to the collector.
 def test_plain_django_leaves_it_open(alias, observer, in_thread, settings):
     settings.CONN_GUARD = {"CLOSE_WITH_OWNER": False}
     in_thread(query, alias)
@@ -139,7 +143,9 @@ def test_a_connection_lent_after_it_was_opened_is_its_lenders(alias, observer, i
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_does_not_end_its_parents_sessions(alias, observer, worker):
-    """psycopg refuses to close in a child as well, so what is seen here is that the finalizer doesn't even try."""
+    """psycopg refuses to close in a child as well, so what is seen here is that the finalizer
+    doesn't even try.
+    """
 
     def fork():
         query(alias)
@@ -202,7 +208,9 @@ def test_a_task_that_fails_or_is_cancelled_closes(alias, observer, end):
 
 
 @pytest.mark.usefixtures("_async_unsafe")
-def test_a_child_that_opens_its_parents_connection_does_not_end_it_in_the_parents_atomic_block(alias, observer, in_thread):
+def test_a_child_that_opens_its_parents_connection_does_not_end_it_in_the_parents_atomic_block(
+    alias, observer, in_thread
+):
     async def main():
         wrapper = connections[alias]  # The parent touches the wrapper, and the child inherits it.
         opened = asyncio.Event()
@@ -229,7 +237,9 @@ def test_a_child_that_opens_its_parents_connection_does_not_end_it_in_the_parent
 
 @pytest.mark.usefixtures("_async_unsafe")
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="Python tells a task's context from 3.12 on")
-def test_a_child_that_opens_its_parents_connection_leaves_its_session_to_the_parent(alias, observer):
+def test_a_child_that_opens_its_parents_connection_leaves_its_session_to_the_parent(
+    alias, observer
+):
     async def parent():
         connections[alias]
 
@@ -251,7 +261,9 @@ def test_a_child_that_opens_its_parents_connection_leaves_its_session_to_the_par
 
 
 @pytest.mark.usefixtures("_async_unsafe")
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="before, such a context waits for the garbage collector")
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="before, such a context waits for the garbage collector"
+)
 def test_a_context_in_a_cycle_does_not_wait_for_the_collector(alias, observer):
     async def main():
         async def task():
@@ -288,7 +300,9 @@ def test_a_task_that_was_started_after_the_connection_was_opened_keeps_it(alias,
 
 
 @pytest.mark.usefixtures("_async_unsafe")
-def test_a_transaction_that_another_task_may_be_in_is_left_to_the_loops_thread(alias, observer, in_thread):
+def test_a_transaction_that_another_task_may_be_in_is_left_to_the_loops_thread(
+    alias, observer, in_thread
+):
     async def main():
         async def task():
             transaction.atomic(using=alias).__enter__()

@@ -30,14 +30,24 @@ filterwarnings = error
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    """The name of the inner projects' test database; what they leave connected to it goes with it."""
+    """The name of the inner projects' test database; what they leave connected to it goes with
+    it.
+    """
     name = f"plugin_{uuid.uuid4().hex[:12]}"
     yield name
     from django.db.backends.postgresql.base import Database
 
     address = environ.Env().db_url("DATABASE_URL")
-    names = {"dbname": "NAME", "host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD"}
-    connection = Database.connect(**{key: address[value] for key, value in names.items() if address[value]})
+    names = {
+        "dbname": "NAME",
+        "host": "HOST",
+        "port": "PORT",
+        "user": "USER",
+        "password": "PASSWORD",
+    }
+    connection = Database.connect(
+        **{key: address[value] for key, value in names.items() if address[value]}
+    )
     connection.autocommit = True
     with connection.cursor() as cursor:
         cursor.execute("SELECT datname FROM pg_database WHERE datname LIKE %s", [f"{name}%"])
@@ -49,14 +59,23 @@ def database() -> Iterator[str]:
 @pytest.fixture
 def run(pytester, database, monkeypatch) -> Callable[..., pytest.RunResult]:
     """Return a function that runs pytest in a copy of the project."""
-    shutil.copytree(SITE, pytester.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "__init__.py"))
+    shutil.copytree(
+        SITE,
+        pytester.path,
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("__pycache__", "__init__.py"),
+    )
     pytester.makeini(INI)
     monkeypatch.setenv("PLUGIN_DATABASE", database)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    )
     monkeypatch.delenv("DJANGO_SETTINGS_MODULE")
     installed = any(each.name == "conn_guard" for each in entry_points(group="pytest11"))
     plugin = () if installed else ("-p", "conn_guard.pytest_plugin")
-    return lambda *args: pytester.runpytest_subprocess(*plugin, "-p", "no:asyncio", "--reuse-db", "-rEfw", *args)
+    return lambda *args: pytester.runpytest_subprocess(
+        *plugin, "-p", "no:asyncio", "--reuse-db", "-rEfw", *args
+    )
 
 
 def names(result: pytest.RunResult, outcome: str) -> set[str]:
@@ -68,7 +87,8 @@ def named_in(file: str) -> set[str]:
     return set(re.findall(r"def (test_\w+)", (SITE / file).read_text()))
 
 
-# Without these lines each leak would be waited for, and the garbage collector might close one in time.
+# Without these lines each leak would be waited for, and the garbage collector might close one in
+# time.
 HASTY = """
 import gc
 import conn_guard.pytest_plugin
@@ -95,7 +115,10 @@ def test_every_leak_fails_its_test_and_shows_where_it_was_opened(run):
             "'default', session *, opened in thread 'lives-on_0' by:",
             '  File "*opening.py", line *, in query',
             "    with connections[[]alias[]].cursor() as cursor:",
-            "HINT: Close it where it was opened: *conn_guard.closing_connections*See docs/how-to/test-for-leaks.md.",
+            (
+                "HINT: Close it where it was opened: *conn_guard.closing_connections*See"
+                " docs/how-to/test-for-leaks.md."
+            ),
             "* ERROR at teardown of test_code_that_asgiref_takes_to_its_thread *",
             "*opened in thread *",
             '  File "*opening.py", line *, in query',
@@ -110,7 +133,9 @@ def test_every_leak_fails_its_test_and_shows_where_it_was_opened(run):
     result.stdout.no_fnmatch_line('*File "*asgiref*')
 
 
-@pytest.mark.parametrize("engine", ["django.db.backends.postgresql", "conn_guard.engine.postgresql"])
+@pytest.mark.parametrize(
+    "engine", ["django.db.backends.postgresql", "conn_guard.engine.postgresql"]
+)
 def test_what_is_closed_lent_kept_on_purpose_or_gone_is_no_leak(run, monkeypatch, engine):
     monkeypatch.setenv("PLUGIN_ENGINE", engine)
     result = run("--conn-guard=error", "clean.py")
@@ -120,7 +145,9 @@ def test_what_is_closed_lent_kept_on_purpose_or_gone_is_no_leak(run, monkeypatch
 
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize(
-    "guard", [{"PLUGIN_APPS": "conn_guard"}, {"PLUGIN_ENGINE": "conn_guard.engine.postgresql"}], ids=["app", "engine"]
+    "guard",
+    [{"PLUGIN_APPS": "conn_guard"}, {"PLUGIN_ENGINE": "conn_guard.engine.postgresql"}],
+    ids=["app", "engine"],
 )
 def test_what_conn_guard_closes_is_no_leak_and_a_thread_that_lives_on_is(run, monkeypatch, guard):
     for name, value in guard.items():
@@ -181,8 +208,17 @@ def test_with_a_fixture_that_leaks(leaves, no_leaked_connections):
 
 @pytest.mark.usefixtures("hasty")
 def test_under_xdist(run):
-    result = run("--conn-guard=error", "-n2", "leaks.py", "clean.py", "-k", "died or two or copy or the_fixture or live_server")
-    assert names(result, "ERROR") == {name for name in named_in("leaks.py") if re.search("died|two|copy", name)}
+    result = run(
+        "--conn-guard=error",
+        "-n2",
+        "leaks.py",
+        "clean.py",
+        "-k",
+        "died or two or copy or the_fixture or live_server",
+    )
+    assert names(result, "ERROR") == {
+        name for name in named_in("leaks.py") if re.search("died|two|copy", name)
+    }
 
 
 @pytest.mark.usefixtures("hasty")
@@ -218,31 +254,41 @@ def test_the_guides_test_passes_and_its_settings_switch_the_plugin_on(run, pytes
     guilty = python[0].replace("closing_connections(User.objects.count)", "User.objects.count")
     pytester.makeini(INI + settings)
     pytester.makeconftest(python[1])
-    pytester.makepyfile(test_it=python[0], test_leak=guilty.replace("(no_leaked_connections)", "()"))
+    pytester.makepyfile(
+        test_it=python[0], test_leak=guilty.replace("(no_leaked_connections)", "()")
+    )
     result = run("test_it.py", "test_leak.py")
     assert result.parseoutcomes() == {"passed": 2, "errors": 1}
     # What the guide shows is what it looks like.
-    for line in re.findall(r"^```\n(ERROR.*?)^```", guide, re.MULTILINE | re.DOTALL)[0].splitlines():
+    for line in re.findall(r"^```\n(ERROR.*?)^```", guide, re.MULTILINE | re.DOTALL)[
+        0
+    ].splitlines():
         if line.startswith(("The test", "HINT")):
             result.stdout.fnmatch_lines([line])
 
 
 def test_it_imports_pytest_alone_until_it_is_used(pytester, monkeypatch):
-    pytester.makepyfile(
-        """
+    pytester.makepyfile("""
         import sys
 
         import conn_guard.pytest_plugin
 
         def test_it():
-            assert not {name.partition(".")[0] for name in sys.modules} & {"django", "psycopg", "psycopg2"}
-        """
-    )
+            loaded = {name.partition(".")[0] for name in sys.modules}
+            assert not loaded & {"django", "psycopg", "psycopg2"}
+        """)
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
-    assert pytester.runpytest_subprocess("-p", "no:django", "-p", "no:asyncio").ret == pytest.ExitCode.OK
+    assert (
+        pytester.runpytest_subprocess("-p", "no:django", "-p", "no:asyncio").ret
+        == pytest.ExitCode.OK
+    )
 
 
 def test_it_is_an_entry_point_of_pytest():
-    written = re.search(r"^\[project\.entry-points\.pytest11\]\n(.*)$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    written = re.search(
+        r"^\[project\.entry-points\.pytest11\]\n(.*)$",
+        (ROOT / "pyproject.toml").read_text(),
+        re.MULTILINE,
+    )
     assert written is not None
     assert written[1] == 'conn_guard = "conn_guard.pytest_plugin"'

@@ -136,7 +136,9 @@ async def unsafe(request):
 
 
 async def starts_a_task(request):
-    """Leave work for after the response, and keep the request's context as a cycle would, and with it asgiref's thread."""
+    """Leave work for after the response, and keep the request's context as a cycle would, and with
+    it asgiref's thread.
+    """
     LATER.append(asyncio.create_task(AFTER_THE_RESPONSE[0]()))
     LATER.append(contextvars.copy_context())
     return HttpResponse(b"starts_a_task")

@@ -20,11 +20,15 @@ MARK = "EXAMPLE_TEST_MARK"
 
 @pytest.fixture(scope="session", autouse=True)
 def importable() -> Iterator[None]:
-    """Let this process import the example, and its processes import conn_guard, installed or not."""
+    """Let this process import the example, and its processes import conn_guard, installed or
+    not.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(MANAGE.parent)
         known = os.environ.get("PYTHONPATH")
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(CHECKOUT / "src"), *([known] if known else [])]))
+        patch.setenv(
+            "PYTHONPATH", os.pathsep.join([str(CHECKOUT / "src"), *([known] if known else [])])
+        )
         yield
 
 
@@ -43,7 +47,9 @@ def stage(importable, django_db_blocker):
 
 @pytest.fixture
 def past_django(django_db_blocker) -> Iterator[None]:
-    """Allow connections that are none of the project's aliases, which pytest-django can't tell apart."""
+    """Allow connections that are none of the project's aliases, which pytest-django can't tell
+    apart.
+    """
     with django_db_blocker.unblock():
         yield
 
@@ -76,12 +82,16 @@ def ask_operator(stage, past_django) -> Iterator[Callable[[str], list[tuple]]]:
 @pytest.fixture(scope="session")
 def client_of() -> Callable[[httpx.Request], httpx.Client]:
     """Return a function that makes a client out of the request that a served stage gives."""
-    return lambda server: httpx.Client(base_url=server.url, headers=server.headers, timeout=30, trust_env=False)
+    return lambda server: httpx.Client(
+        base_url=server.url, headers=server.headers, timeout=30, trust_env=False
+    )
 
 
 @pytest.fixture
 def manage(tmp_path) -> Callable[..., subprocess.Popen[str]]:
-    """Return a function that starts a command of the example; `environment` overrides, and None takes a variable away."""
+    """Return a function that starts a command of the example; `environment` overrides, and None
+    takes a variable away.
+    """
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, **environment: str | None) -> subprocess.Popen[str]:
@@ -89,7 +99,11 @@ def manage(tmp_path) -> Callable[..., subprocess.Popen[str]]:
         process = subprocess.Popen(
             [sys.executable, str(MANAGE), *arguments],
             cwd=tmp_path,
-            env={name: value for name, value in known.items() if value is not None and name != "DJANGO_SETTINGS_MODULE"},
+            env={
+                name: value
+                for name, value in known.items()
+                if value is not None and name != "DJANGO_SETTINGS_MODULE"
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -111,7 +125,9 @@ def mark() -> str:
 
 @pytest.fixture
 def marked(mark) -> Callable[[], dict[int, Path]]:
-    """Return a function that finds the processes started with the mark in their environment, and where each works."""
+    """Return a function that finds the processes started with the mark in their environment, and
+    where each works.
+    """
     if not Path("/proc/self/environ").exists():
         pytest.skip("the processes of this system can't be asked for their environment")
 

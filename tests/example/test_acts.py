@@ -1,4 +1,6 @@
-"""The leak, its end and its cure, asserted by code that is not the demo's, and then by the demo's own."""
+"""The leak, its end and its cure, asserted by code that is not the demo's, and then by the demo's
+own.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ def download(server: httpx.Request, client_of, count: int = DOWNLOADS) -> list[i
     """Ask for one asset again and again, as nginx does, and return the statuses."""
 
     def ask(_: int) -> int:
-        with client_of(server) as client, client.stream("GET", f"/api/assets/{asset}/download") as response:
+        with (
+            client_of(server) as client,
+            client.stream("GET", f"/api/assets/{asset}/download") as response,
+        ):
             try:
                 response.read()
             except httpx.RemoteProtocolError:

@@ -52,7 +52,12 @@ def test_the_api_is_closed_to_strangers(stranger, path):
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [("{", 400), ("[]", 400), ("{}", 400), ('{"username": "annotator", "password": "guessed"}', 401)],
+    [
+        ("{", 400),
+        ("[]", 400),
+        ("{}", 400),
+        ('{"username": "annotator", "password": "guessed"}', 401),
+    ],
 )
 def test_a_wrong_log_in_gets_no_token(stranger, body, status):
     response = stranger.post("/api/login", content=body)
@@ -63,7 +68,11 @@ def test_a_wrong_log_in_gets_no_token(stranger, body, status):
 def test_lists(client):
     projects = client.get("/api/projects").json()
     assert [row["name"] for row in projects["results"]] == ["Bus station", "Crossroads"]
-    assert [row["assets_count"] for row in client.get("/api/tasks").json()["results"]] == [12, 12, 12]
+    assert [row["assets_count"] for row in client.get("/api/tasks").json()["results"]] == [
+        12,
+        12,
+        12,
+    ]
     assert client.get("/api/assets").json()["count"] == 36
     assert client.get("/api/assets?page=nonsense").json()["page"] == 1
     assert client.post("/api/tasks").status_code in (403, 405)
@@ -73,14 +82,20 @@ def test_a_download_promises_a_length_and_leaves_the_body_to_nginx(client, stage
     path = f"/api/assets/{ids(client, '/api/assets')[0]}/download"
     head = head_of(client, path)
     assert head.status_code == 200
-    file = Path(stage.environment["MEDIA_ROOT"]) / head.headers["X-Accel-Redirect"].removeprefix("/protected/")
+    file = Path(stage.environment["MEDIA_ROOT"]) / head.headers["X-Accel-Redirect"].removeprefix(
+        "/protected/"
+    )
     assert int(head.headers["Content-Length"]) == file.stat().st_size > 0
-    assert re.search("(shorter than|Too little data for declared) Content-Length", stage.log_of("middleware"))
+    assert re.search(
+        "(shorter than|Too little data for declared) Content-Length", stage.log_of("middleware")
+    )
 
 
 def test_a_chunk_holds_the_frames_of_its_segment(client):
     task = ids(client, "/api/tasks")[0]
-    assert head_of(client, f"/api/tasks/{task}/chunks/2").headers["Content-Type"] == "application/zip"
+    assert (
+        head_of(client, f"/api/tasks/{task}/chunks/2").headers["Content-Type"] == "application/zip"
+    )
     assert client.get(f"/api/tasks/{task}/chunks/3").status_code == 404
 
 
@@ -121,10 +136,18 @@ def test_the_pages_take_a_log_in_by_session(stranger, stage):
 
 
 def test_sessions_carry_the_name_of_what_opened_them(stage):
-    code = "from django.db import connection as c; k = c.cursor(); k.execute('SHOW application_name'); print(k.fetchone()[0])"
+    code = (
+        "from django.db import connection as c; k = c.cursor(); k.execute('SHOW application_name');"
+        " print(k.fetchone()[0])"
+    )
     assert stage.manage("shell", "-v0", "-c", code).stdout.strip() == "example:server"
-    worker = {name: value for name, value in stage.environment.items() if name != "APPLICATION_NAME"}
-    assert replace(stage, environment=worker).manage("shell", "-v0", "-c", code).stdout.strip() == "example:worker"
+    worker = {
+        name: value for name, value in stage.environment.items() if name != "APPLICATION_NAME"
+    }
+    assert (
+        replace(stage, environment=worker).manage("shell", "-v0", "-c", code).stdout.strip()
+        == "example:worker"
+    )
 
 
 def test_models_and_migrations_agree(stage):
@@ -134,7 +157,10 @@ def test_models_and_migrations_agree(stage):
 
 def test_it_just_runs(manage, tmp_path, until):
     """Without any setting: SQLite, DEBUG, runserver, which is WSGI."""
-    plain = {"DATABASE_URL": f"sqlite:///{tmp_path / 'example.sqlite3'}", "MEDIA_ROOT": str(tmp_path / "media")}
+    plain = {
+        "DATABASE_URL": f"sqlite:///{tmp_path / 'example.sqlite3'}",
+        "MEDIA_ROOT": str(tmp_path / "media"),
+    }
     for command in (["migrate", "-v0"], ["seed"]):
         process = manage(*command, **plain, SEED_PASSWORD="for this test")
         assert process.communicate(timeout=60) == ("", "")
@@ -154,7 +180,9 @@ def test_it_just_runs(manage, tmp_path, until):
                 return False
 
         until(answers, timeout=30)
-        token = client.post("/api/login", json={"username": "annotator", "password": "for this test"}).json()["token"]
+        token = client.post(
+            "/api/login", json={"username": "annotator", "password": "for this test"}
+        ).json()["token"]
         client.headers["Authorization"] = f"Token {token}"
         asset, task = ids(client, "/api/assets")[0], ids(client, "/api/tasks")[0]
         assert client.get(f"/api/assets/{asset}/download").text.startswith("<svg ")

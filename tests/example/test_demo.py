@@ -17,7 +17,10 @@ def test_it_shows_the_leak_its_end_and_its_cure(manage, mark, marked, tmp_path):
     process = manage("demo", "--times", "2", **OWN_SERVER, **{MARK: mark})
     out, err = process.communicate(timeout=180)
     assert process.returncode == 0, out + err
-    figures = {row[0]: row[1:] for row in re.findall(r"^(\d\w?) .*?(\d+) +(\d+) +(\d+) +(\d+) *$", out, re.MULTILINE)}
+    figures = {
+        row[0]: row[1:]
+        for row in re.findall(r"^(\d\w?) .*?(\d+) +(\d+) +(\d+) +(\d+) *$", out, re.MULTILINE)
+    }
     assert list(figures) == ["1", "2", "3a", "3b"]
     requests, errors, peak, left = map(int, figures["1"])
     assert errors >= 10

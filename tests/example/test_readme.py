@@ -29,23 +29,38 @@ def blocks(page: Path, language: str = "") -> list[str]:
 
 def settings_of(page: Path, *, having: str = "") -> str:
     """Return the blocks of *page* that are settings, one below the other."""
-    found = [each for each in blocks(page, "python") if re.match("INSTALLED_APPS|MIDDLEWARE|DATABASES|LOGGING", each)]
+    found = [
+        each
+        for each in blocks(page, "python")
+        if re.match("INSTALLED_APPS|MIDDLEWARE|DATABASES|LOGGING", each)
+    ]
     return "\n".join(each for each in found if having in each)
 
 
 def commands_of(page: Path) -> list[str]:
     lines = [line for block in blocks(page) for line in block.splitlines()]
-    return [line.removeprefix("manage.py ").partition("  #")[0].strip() for line in lines if line.startswith("manage.py ")]
+    return [
+        line.removeprefix("manage.py ").partition("  #")[0].strip()
+        for line in lines
+        if line.startswith("manage.py ")
+    ]
 
 
 @pytest.fixture
 def staged(stage, tmp_path):
-    """Return a function that gives the stage with other settings: those of the example, and *text* below."""
+    """Return a function that gives the stage with other settings: those of the example, and *text*
+    below.
+    """
 
     def with_settings(text: str, *, base: str = "example.settings", **environment: str):
         (tmp_path / "written.py").write_text(f"import os\nfrom {base} import *\n{text}")
         path = os.pathsep.join([str(tmp_path), stage.environment["PYTHONPATH"]])
-        known = {**stage.environment, "PYTHONPATH": path, "DJANGO_SETTINGS_MODULE": "written", "EXAMPLE_GUARD": "off"}
+        known = {
+            **stage.environment,
+            "PYTHONPATH": path,
+            "DJANGO_SETTINGS_MODULE": "written",
+            "EXAMPLE_GUARD": "off",
+        }
         return replace(stage, environment={**known, **environment})
 
     return with_settings
@@ -53,12 +68,19 @@ def staged(stage, tmp_path):
 
 @pytest.fixture
 def reaper_role(stage, ask_operator):
-    """Run the tutorial's SQL for the reaper's role, under names that belong to this test; give what replaces them."""
+    """Run the tutorial's SQL for the reaper's role, under names that belong to this test; give what
+    replaces them.
+    """
     role = f"{stage.role}_reaper"
     _, create, limit = blocks(TUTORIAL, "sql")
     for statement in re.findall(r"[^;]+;", create + limit):
-        if int(stage.postgres.split(".")[0]) >= 16 or "pg_use_reserved_connections" not in statement:
-            ask_operator(re.sub(r"\bexample\b", stage.role, statement.replace("example_reaper", role)))
+        if (
+            int(stage.postgres.split(".")[0]) >= 16
+            or "pg_use_reserved_connections" not in statement
+        ):
+            ask_operator(
+                re.sub(r"\bexample\b", stage.role, statement.replace("example_reaper", role))
+            )
     yield role
     ask_operator(f"ALTER ROLE {stage.role} CONNECTION LIMIT {stage.slots}")
     ask_operator(f"DROP ROLE {role}")
@@ -69,7 +91,10 @@ def test_the_settings_of_the_readme_are_clean_and_connect(staged):
     done = stage.manage("check", "--database", "default")
     assert done.returncode == 0, done.stderr
     assert "no issues" in done.stdout, done.stderr
-    code = "from django.db import connections as c; c['default'].ensure_connection(); print(type(c['default']).__module__)"
+    code = (
+        "from django.db import connections as c; c['default'].ensure_connection();"
+        " print(type(c['default']).__module__)"
+    )
     done = stage.manage("shell", "-v0", "-c", code)
     assert done.stdout.strip() == "conn_guard.engine.postgresql.base", done.stderr
 
@@ -87,7 +112,10 @@ def test_the_commands_of_the_readme_run(staged):
 
 def test_the_function_of_the_readme_closes_what_it_opened(staged):
     (function,) = [each for each in blocks(README, "python") if "closing_connections" in each]
-    code = f"{function}\nfrom django.db import connection\nassert nightly() == 1\nprint(connection.connection)"
+    code = (
+        f"{function}\nfrom django.db import connection\nassert nightly() =="
+        " 1\nprint(connection.connection)"
+    )
     done = staged(settings_of(README)).manage("shell", "-v0", "-c", code)
     assert done.stdout.strip() == "None", done.stderr
 
@@ -110,7 +138,9 @@ def test_the_readme_shows_the_acts_that_the_demo_plays():
 
 @pytest.mark.parametrize("page", [README, TUTORIAL], ids=["readme", "tutorial"])
 def test_dev_knows_the_commands_shown(page):
-    known = subprocess.run([sys.executable, "dev.py", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    known = subprocess.run(
+        [sys.executable, "dev.py", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True
+    ).stdout
     shown = set(re.findall(r"python3 dev\.py (\w+)", page.read_text()))
     assert "demo" in shown
     for command in shown:
@@ -139,7 +169,9 @@ def test_the_settings_and_commands_of_the_tutorial_run(staged, reaper_role):
 
 
 def test_the_log_names_the_view_that_leaks(staged, client_of, until):
-    parts = [settings_of(TUTORIAL, having=name) for name in ("INSTALLED_APPS", "MIDDLEWARE =", "LOGGING")]
+    parts = [
+        settings_of(TUTORIAL, having=name) for name in ("INSTALLED_APPS", "MIDDLEWARE =", "LOGGING")
+    ]
     stage = staged("\n".join(parts))
     (line,) = [block.strip() for block in blocks(TUTORIAL) if block.startswith("The response of")]
     with stage.serve("off") as server:
@@ -148,9 +180,13 @@ def test_the_log_names_the_view_that_leaks(staged, client_of, until):
 
 
 def test_cvat_is_cured_without_a_change(stage, staged, client_of, sessions, tmp_path):
-    """The tutorial's file for CVAT, on a stand-in of CVAT's settings: the example's, which have CVAT's leak."""
+    """The tutorial's file for CVAT, on a stand-in of CVAT's settings: the example's, which have
+    CVAT's leak.
+    """
     (tmp_path / "cvat" / "settings").mkdir(parents=True)
-    (tmp_path / "cvat" / "settings" / "production.py").write_text("from example.settings import *\n")
+    (tmp_path / "cvat" / "settings" / "production.py").write_text(
+        "from example.settings import *\n"
+    )
     (guarded,) = [each for each in blocks(TUTORIAL, "python") if "cvat.settings.production" in each]
     with staged(guarded).serve("off") as server:
         assert set(download(server, client_of)) == {200}
@@ -162,7 +198,9 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [README, TUTORIAL, DOCS / "README.md"], ids=["readme", "tutorial", "index"])
+@pytest.mark.parametrize(
+    "page", [README, TUTORIAL, DOCS / "README.md"], ids=["readme", "tutorial", "index"]
+)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)]+)\)", page.read_text())
     assert links
@@ -174,5 +212,8 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_index_names_every_page():
-    linked = {(DOCS / link).resolve() for link in re.findall(r"\]\(([^)#]+)", (DOCS / "README.md").read_text())}
+    linked = {
+        (DOCS / link).resolve()
+        for link in re.findall(r"\]\(([^)#]+)", (DOCS / "README.md").read_text())
+    }
     assert linked >= {page for page in DOCS.rglob("*.md") if page != DOCS / "README.md"}

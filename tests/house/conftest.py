@@ -15,12 +15,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., str]:
-    """Return a function that runs a program in the checkout and returns what it prints; a failure fails the test."""
+    """Return a function that runs a program in the checkout and returns what it prints; a failure
+    fails the test.
+    """
 
     def run(*command: object) -> str:
         words = [str(part) for part in command]
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-        offline = "No matching distribution" in done.stderr or "Could not find a version" in done.stderr
+        done = subprocess.run(
+            words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+        )
+        offline = (
+            "No matching distribution" in done.stderr or "Could not find a version" in done.stderr
+        )
         if done.returncode and offline and os.environ.get("CONN_GUARD_REQUIRE") != "all":
             pytest.skip("no package index can be reached")
         assert done.returncode == 0, done.stdout + done.stderr
@@ -31,7 +37,9 @@ def run() -> Callable[..., str]:
 
 @pytest.fixture
 def fresh_python(run, tmp_path) -> Callable[..., Path]:
-    """Return a function that makes an environment with some packages, and nothing else, and returns its Python."""
+    """Return a function that makes an environment with some packages, and nothing else, and returns
+    its Python.
+    """
 
     def make(*packages: object) -> Path:
         python = tmp_path / "fresh" / "bin" / "python"

@@ -1,4 +1,6 @@
-"""dev.py on poor machines: one line that says what is wrong, whatever is missing, and never a traceback."""
+"""dev.py on poor machines: one line that says what is wrong, whatever is missing, and never a
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ABSENT = "raise ImportError('absent for this test')\n"
-# As on Debian without python3-venv. The real venv asks for ensurepip in isolation, where no fake of it would be seen.
+# As on Debian without python3-venv. The real venv asks for ensurepip in isolation, where no fake of
+# it would be seen.
 NO_ENSUREPIP = """
 import runpy, sys
 if "--without-pip" not in sys.argv:
@@ -23,7 +26,10 @@ if "--without-pip" not in sys.argv:
 sys.path.remove(__file__.rpartition("/")[0])
 runpy.run_module("venv", run_name="__main__")
 """
-OLD = "import runpy, sys; sys.version_info = (3, 9, 18, 'final', 0); sys.argv = ['dev.py', 'test']; runpy.run_path('dev.py')"
+OLD = (
+    "import runpy, sys; sys.version_info = (3, 9, 18, 'final', 0); sys.argv = ['dev.py', 'test'];"
+    " runpy.run_path('dev.py')"
+)
 
 
 @pytest.fixture
@@ -40,16 +46,28 @@ def checkout(tmp_path) -> Path:
 
 @pytest.fixture
 def dev(checkout, tmp_path):
-    """Run dev.py with a Python that lacks the modules in *without* and reaches no network; return its exit code and stderr."""
+    """Run dev.py with a Python that lacks the modules in *without* and reaches no network; return
+    its exit code and stderr.
+    """
     fakes = tmp_path / "fakes"
     fakes.mkdir()
 
-    def dev(*arguments: str, without: tuple[str, ...] = (), command: tuple[str, ...] = ("dev.py",), **more: str):
+    def dev(
+        *arguments: str,
+        without: tuple[str, ...] = (),
+        command: tuple[str, ...] = ("dev.py",),
+        **more: str,
+    ):
         for module in without:
             name, text = ("venv", NO_ENSUREPIP) if module == "ensurepip" else (module, ABSENT)
             (fakes / f"{name}.py").write_text(text)
         keep = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
-        offline = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PYTHONPATH": str(fakes), "HOME": ""}
+        offline = {
+            "PIP_NO_INDEX": "1",
+            "PIP_CONFIG_FILE": os.devnull,
+            "PYTHONPATH": str(fakes),
+            "HOME": "",
+        }
         done = subprocess.run(
             [sys.executable, *command, *arguments],
             cwd=checkout,
@@ -60,7 +78,10 @@ def dev(checkout, tmp_path):
             timeout=120,
         )
         assert "Traceback" not in done.stderr
-        return done.returncode, done.stderr.replace("dev.py: making the environment", "").splitlines()[-1]
+        return (
+            done.returncode,
+            done.stderr.replace("dev.py: making the environment", "").splitlines()[-1],
+        )
 
     return dev
 
@@ -79,12 +100,18 @@ def test_an_old_python_is_refused(dev):
 def test_no_network_is_told(dev):
     code, line = dev("test")
     assert code == 1
-    assert line.startswith("dev.py: the packages could not be installed; is there a network? The installer says: ERROR:")
+    assert line.startswith(
+        "dev.py: the packages could not be installed; is there a network? The installer says:"
+        " ERROR:"
+    )
 
 
 def test_a_python_without_venv_is_told(dev):
     code, line = dev("demo", without=("venv",))
-    assert (code, line.partition(";")[0]) == (1, "dev.py: this Python cannot make a virtual environment")
+    assert (code, line.partition(";")[0]) == (
+        1,
+        "dev.py: this Python cannot make a virtual environment",
+    )
 
 
 def test_a_python_without_ensurepip_lets_its_own_pip_step_in(dev):
@@ -96,13 +123,20 @@ def test_a_python_without_ensurepip_lets_its_own_pip_step_in(dev):
 
 def test_a_python_without_any_installer_is_told(dev):
     code, line = dev("test", without=("ensurepip", "pip"), PATH="/nonexistent")
-    assert (code, line.partition(",")[0]) == (1, "dev.py: this Python has neither ensurepip nor pip")
+    assert (code, line.partition(",")[0]) == (
+        1,
+        "dev.py: this Python has neither ensurepip nor pip",
+    )
 
 
 def test_an_unknown_command_shows_the_usage():
-    done = subprocess.run([sys.executable, "dev.py", "tset"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "dev.py", "tset"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
-    assert {"demo", "test", "lint", "wheel", "leaks", "matrix"} <= set(re.findall(r"^  (\w+)", done.stdout, re.MULTILINE))
+    assert {"demo", "test", "lint", "wheel", "leaks", "matrix"} <= set(
+        re.findall(r"^  (\w+)", done.stdout, re.MULTILINE)
+    )
 
 
 def test_a_run_that_executes_no_test_fails(tmp_path):
@@ -117,8 +151,13 @@ def test_the_matrix_names_its_cells():
     listing = [sys.executable, "dev.py", "matrix", "--list", "*-pg14"]
     done = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "py3.10-django4.2-psycopg2-pg14" in done.stdout.split()
-    done = subprocess.run([*listing[:-1], "no-such-cell"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "dev.py: no cell is so named; dev.py matrix --list shows them.\n")
+    done = subprocess.run(
+        [*listing[:-1], "no-such-cell"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "dev.py: no cell is so named; dev.py matrix --list shows them.\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +169,9 @@ def test_the_matrix_names_its_cells():
         ([5], "failed: pytest ended with 5", 1),
     ],
 )
-def test_a_cell_of_the_matrix_is_looked_at_once_more_where_a_test_failed(monkeypatch, capsys, codes, verdict, ends_with):
+def test_a_cell_of_the_matrix_is_looked_at_once_more_where_a_test_failed(
+    monkeypatch, capsys, codes, verdict, ends_with
+):
     commands = []
 
     def run(command, **_):
@@ -144,10 +185,15 @@ def test_a_cell_of_the_matrix_is_looked_at_once_more_where_a_test_failed(monkeyp
     monkeypatch.setattr(dev, "find_postgres", lambda _: "bin")
     monkeypatch.setattr(dev, "run", run)
     assert dev.matrix(["py3.10-django4.2-psycopg2-pg14"]) == ends_with
-    assert capsys.readouterr().out.split(maxsplit=1) == ["py3.10-django4.2-psycopg2-pg14", verdict + "\n"]
+    assert capsys.readouterr().out.split(maxsplit=1) == [
+        "py3.10-django4.2-psycopg2-pg14",
+        verdict + "\n",
+    ]
     assert [("--last-failed" in command) for command in commands] == [False, True][: len(codes)]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "constraints").iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "constraints").iterdir()), ids=lambda path: path.name
+)
 def test_pins_hold_no_address(path):
     assert not re.search(r"://|@|--(extra-)?index|--find-links|\bfile:", path.read_text())

@@ -1,4 +1,6 @@
-"""What the other folders of tests build on: second sessions, a pooler and Redis, all of them real."""
+"""What the other folders of tests build on: second sessions, a pooler and Redis, all of them
+real.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from tests.polling import until
 @pytest.mark.django_db(databases=["default", "other"])
 def test_a_second_session_is_found_by_its_own_name(session_factory, application_name, ask):
     one, two = session_factory(), session_factory("other")
-    found = ask("SELECT pid, datname FROM pg_stat_activity WHERE application_name = %s", [application_name])
+    found = ask(
+        "SELECT pid, datname FROM pg_stat_activity WHERE application_name = %s", [application_name]
+    )
     assert len({name for _, name in found}) == 2
     assert {pid for pid, _ in found} == {one.pid, two.pid}
 

@@ -20,15 +20,20 @@ OWNER = """
 import sys, time
 from local_postgres import LocalPostgres
 server = LocalPostgres().start()
-print(server.log.parent, (server.log.parent / "cluster/postmaster.pid").read_text().splitlines()[0], flush=True)
+pid_file = server.log.parent / "cluster/postmaster.pid"
+print(server.log.parent, pid_file.read_text().splitlines()[0], flush=True)
 exec(sys.argv[1])
 """
 
 
 def own(then: str) -> tuple[subprocess.Popen[str], Path, int]:
-    """Start a process that starts a server and goes on with *then*; return it, the server's folder and its pid."""
+    """Start a process that starts a server and goes on with *then*; return it, the server's folder
+    and its pid.
+    """
     command = [sys.executable, "-c", OWNER, then]
-    owner = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    owner = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     folder, pid = owner.stdout.readline().rsplit(" ", 1)
     return owner, Path(folder), int(pid)
 
@@ -44,7 +49,13 @@ def lives(pid: int) -> bool:
 @pytest.fixture
 def connect(session_factory):
     def connect(server, **parameters):
-        known = {"host": server.host, "port": server.port, "user": "postgres", "password": "", "dbname": "postgres"}
+        known = {
+            "host": server.host,
+            "port": server.port,
+            "user": "postgres",
+            "password": "",
+            "dbname": "postgres",
+        }
         return session_factory(**{**known, **parameters})
 
     return connect
@@ -53,7 +64,10 @@ def connect(session_factory):
 def test_the_chosen_settings_hold(connect):
     with LocalPostgres(max_connections=7, settings={"work_mem": "123kB"}) as server:
         session = connect(server)
-        shown = [session.execute(f"SHOW {name}") for name in ("max_connections", "work_mem", "listen_addresses")]
+        shown = [
+            session.execute(f"SHOW {name}")
+            for name in ("max_connections", "work_mem", "listen_addresses")
+        ]
         assert shown == [[("7",)], [("123kB",)], [("127.0.0.1",)]]
         assert session.execute("SELECT pg_backend_pid()") == [(session.pid,)]
         assert f"[{session.pid}] <" not in server.log.read_text()
@@ -129,16 +143,21 @@ def test_nothing_is_left_when_a_fork_outlives_the_owner():
 
 def test_modes_and_users_of_the_machine_stay_as_they_are():
     places = [find_binaries(), *find_binaries().parents, Path("/etc/passwd"), Path("/etc/group")]
-    before = [(place, place.stat().st_mode, place.stat().st_uid, place.stat().st_gid) for place in places]
+    before = [
+        (place, place.stat().st_mode, place.stat().st_uid, place.stat().st_gid) for place in places
+    ]
     written = [Path(name).read_bytes() for name in ("/etc/passwd", "/etc/group")]
     with LocalPostgres():
         pass
-    assert before == [(place, place.stat().st_mode, place.stat().st_uid, place.stat().st_gid) for place in places]
+    assert before == [
+        (place, place.stat().st_mode, place.stat().st_uid, place.stat().st_gid) for place in places
+    ]
     assert written == [Path(name).read_bytes() for name in ("/etc/passwd", "/etc/group")]
 
 
 def test_programs_out_of_the_servers_reach_are_copied(tmp_path, monkeypatch):
-    # As root the server runs as somebody else, who can't enter a private folder; else this is a plain start.
+    # As root the server runs as somebody else, who can't enter a private folder; else this is a
+    # plain start.
     private = tmp_path / "with a space" / "private"
     private.mkdir(parents=True)
     prefix = find_binaries().parent
@@ -159,7 +178,9 @@ def test_programs_out_of_the_servers_reach_are_copied(tmp_path, monkeypatch):
         ({"max_connections": 0}, "outside the valid range"),
     ],
 )
-def test_a_server_that_cannot_start_says_why_in_one_line_and_leaves_nothing(options, words, monkeypatch):
+def test_a_server_that_cannot_start_says_why_in_one_line_and_leaves_nothing(
+    options, words, monkeypatch
+):
     place = Path(tempfile.mkdtemp(dir="/tmp"))
     place.chmod(0o777)
     monkeypatch.setenv("TMPDIR", str(place))

@@ -1,4 +1,6 @@
-"""What is shipped: the wheel and the sdist hold the package alone, and installing them swaps nobody's driver."""
+"""What is shipped: the wheel and the sdist hold the package alone, and installing them swaps
+nobody's driver.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ def built(run, tmp_path_factory) -> Path:
 def test_the_wheel_holds_the_package_alone(built):
     (wheel,) = built.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.partition("/")[0] for name in names} == {"conn_guard", "conn_guard-0.1.0.dist-info"}
+    assert {name.partition("/")[0] for name in names} == {
+        "conn_guard",
+        "conn_guard-0.1.0.dist-info",
+    }
     assert {"conn_guard/py.typed", "conn_guard/management/commands/idle_reaper.py"} <= set(names)
 
 
@@ -44,14 +49,26 @@ def test_the_sdist_holds_the_package_and_its_papers_alone(built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         parts = [name.split("/")[1] for name in archive.getnames() if "/" in name]
-    assert set(parts) <= {"src", "CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml", "PKG-INFO", ".gitignore"}
+    assert set(parts) <= {
+        "src",
+        "CHANGELOG.md",
+        "LICENSE",
+        "README.md",
+        "pyproject.toml",
+        "PKG-INFO",
+        ".gitignore",
+    }
     assert "src" in parts
 
 
 def test_django_is_the_only_hard_dependency(built):
     (wheel,) = built.glob("*.whl")
     metadata = zipfile.ZipFile(wheel).read("conn_guard-0.1.0.dist-info/METADATA").decode()
-    needs = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
+    needs = [
+        line
+        for line in metadata.splitlines()
+        if line.startswith("Requires-Dist:") and "extra ==" not in line
+    ]
     assert needs == ["Requires-Dist: django>=4.2"]
 
 

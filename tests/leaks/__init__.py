@@ -1,1 +1,3 @@
-"""Where Django leaves sessions behind, on real servers: this room holds the leak matrix. ``python -m tests.leaks`` runs it."""
+"""Where Django leaves sessions behind, on real servers: this room holds the leak matrix. ``python
+-m tests.leaks`` runs it.
+"""

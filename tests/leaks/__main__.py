@@ -1,4 +1,6 @@
-"""``python -m tests.leaks`` measures the leak matrix: this room holds its options, its progress and its exit code."""
+"""``python -m tests.leaks`` measures the leak matrix: this room holds its options, its progress and
+its exit code.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,15 @@ from tests.leaks.servers import SERVERS
 PAGE = ROOT / "docs" / "reference" / "leak-matrix.md"
 LOGS = ROOT / "build" / "leaks"
 KEEPS_ROOM_FOR = 400
-"""Slots of the server that is started for the matrix: plain Django leaves up to a hundred sessions in a cell."""
+"""Slots of the server that is started for the matrix: plain Django leaves up to a hundred sessions
+in a cell.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what was asked for and return 1 where a column left what it is to close, or a cell can't be measured."""
+    """Measure what was asked for and return 1 where a column left what it is to close, or a cell
+    can't be measured.
+    """
     options = _parser().parse_args(arguments)
     columns = [column for column in COLUMNS if column in options.column]
     known = _read(options.results)
@@ -39,7 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _database() as database_url, Progress(columns) as progress:
         for environment in map(ENVIRONMENTS.__getitem__, options.environment):
             cells = list(
-                plan.cells(environment, columns, servers=options.server, mechanisms=options.mechanism, settings=options.setting)
+                plan.cells(
+                    environment,
+                    columns,
+                    servers=options.server,
+                    mechanisms=options.mechanism,
+                    settings=options.setting,
+                )
             )
             if not cells:
                 continue
@@ -63,12 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.page is None and _is_whole(options):
         options.page = PAGE
     if options.page:
-        options.page.write_text(page.render(matrix, columns, skipped, requests=options.requests, rest=options.rest))
+        options.page.write_text(
+            page.render(matrix, columns, skipped, requests=options.requests, rest=options.rest)
+        )
     return 1 if any(not outcome.kept for outcome in outcomes) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tests.leaks", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.leaks", description=__doc__.splitlines()[0]
+    )
     columns = ["django", "app", "middleware"]
     if (ROOT / "src" / "conn_guard" / "engine" / "postgresql" / "base.py").exists():
         columns.append("engine")
@@ -81,21 +97,44 @@ def _parser() -> argparse.ArgumentParser:
     }
     for name, (known, default, what) in choices.items():
         parser.add_argument(
-            f"--{name}", action=_Choose, known=tuple(known), default=default, metavar="NAME[,NAME]",
+            f"--{name}",
+            action=_Choose,
+            known=tuple(known),
+            default=default,
+            metavar="NAME[,NAME]",
             help=f"measure this alone, {what}: {', '.join(known)}",
-        )  # fmt: skip
+        )
     parser.add_argument("--requests", type=int, default=50, help="requests in a cell (%(default)s)")
-    parser.add_argument("--concurrency", type=int, default=5, help="requests at a time (%(default)s)")
-    parser.add_argument("--rest", type=float, default=2, help="seconds that sessions have to go, at most (%(default)s)")
+    parser.add_argument(
+        "--concurrency", type=int, default=5, help="requests at a time (%(default)s)"
+    )
+    parser.add_argument(
+        "--rest",
+        type=float,
+        default=2,
+        help="seconds that sessions have to go, at most (%(default)s)",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time (%(default)s)")
-    parser.add_argument("--no-collector", action="store_true", help="switch Python's collector off in the servers")
-    parser.add_argument("--results", type=Path, help="keep results in this file, and measure only what it doesn't hold")
-    parser.add_argument("--page", type=Path, help=f"write the page here; a whole run writes {PAGE.relative_to(ROOT)}")
+    parser.add_argument(
+        "--no-collector", action="store_true", help="switch Python's collector off in the servers"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="keep results in this file, and measure only what it doesn't hold",
+    )
+    parser.add_argument(
+        "--page",
+        type=Path,
+        help=f"write the page here; a whole run writes {PAGE.relative_to(ROOT)}",
+    )
     return parser
 
 
 class _Choose(argparse.Action):
-    """A list of known names, with commas or by repeating the option; the first use replaces the default."""
+    """A list of known names, with commas or by repeating the option; the first use replaces the
+    default.
+    """
 
     def __init__(self, *, known: tuple[str, ...], **kwargs: object) -> None:
         super().__init__(**kwargs)  # type: ignore[arg-type]
@@ -112,19 +151,35 @@ class _Choose(argparse.Action):
 
 def _is_whole(options: argparse.Namespace) -> bool:
     chosen = options.server or options.mechanism or options.setting
-    return not chosen and options.environment == list(ENVIRONMENTS) and {"django", "app", "middleware"} <= set(options.column)
+    return (
+        not chosen
+        and options.environment == list(ENVIRONMENTS)
+        and {"django", "app", "middleware"} <= set(options.column)
+    )
 
 
 def _outcome(
-    environment: Environment, python: str, url: str, options: argparse.Namespace, known: dict[str, Result], cell: Cell
+    environment: Environment,
+    python: str,
+    url: str,
+    options: argparse.Namespace,
+    known: dict[str, Result],
+    cell: Cell,
 ) -> Outcome:
     outcome = Outcome(environment, cell)
     if result := known.get(outcome.key):
         return outcome.with_result(result)
     measured = partial(
-        measure, cell, url, python=python, requests=options.requests, concurrency=options.concurrency,
-        rest=options.rest, collector=not options.no_collector, logs=LOGS,
-    )  # fmt: skip
+        measure,
+        cell,
+        url,
+        python=python,
+        requests=options.requests,
+        concurrency=options.concurrency,
+        rest=options.rest,
+        collector=not options.no_collector,
+        logs=LOGS,
+    )
     try:
         try:
             return outcome.with_result(measured())
@@ -136,7 +191,9 @@ def _outcome(
 
 @contextmanager
 def _workers(jobs: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield an executor whose cells, when the run is interrupted, end with their servers, and whose other cells never begin."""
+    """Yield an executor whose cells, when the run is interrupted, end with their servers, and whose
+    other cells never begin.
+    """
     executor = ThreadPoolExecutor(jobs)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

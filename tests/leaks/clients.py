@@ -1,4 +1,6 @@
-"""This room holds the clients: a bounded number of requests at a bounded concurrency, over loopback."""
+"""This room holds the clients: a bounded number of requests at a bounded concurrency, over
+loopback.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,12 @@ class Address:
         return await asyncio.open_connection("127.0.0.1", self.port)
 
 
-def load(address: Address, path: str, *, requests: int, concurrency: int, leaves_early: bool = False) -> Counter[int]:
-    """Send the requests and return how often each status was answered; 0 where the connection ended without one."""
+def load(
+    address: Address, path: str, *, requests: int, concurrency: int, leaves_early: bool = False
+) -> Counter[int]:
+    """Send the requests and return how often each status was answered; 0 where the connection ended
+    without one.
+    """
 
     async def run() -> Counter[int]:
         turns = iter(range(requests))
@@ -51,7 +57,9 @@ async def _request(address: Address, path: str, *, leaves_early: bool) -> int:
 async def _exchange(address: Address, path: str, *, leaves_early: bool) -> int:
     reader, writer = await address.connect()
     try:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+        )
         await writer.drain()
         if leaves_early:
             try:
@@ -74,7 +82,9 @@ def ask(address: Address, path: str) -> dict[str, Any]:
     async def run() -> dict[str, Any]:
         reader, writer = await address.connect()
         try:
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+            writer.write(
+                f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+            )
             head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
             if not head.startswith(b"HTTP/1.1 200"):
                 raise OSError(f"{path} was answered {head[:80]!r}")

@@ -1,4 +1,6 @@
-"""One server, its requests and a count from outside: this room holds the measurement of one cell of the matrix."""
+"""One server, its requests and a count from outside: this room holds the measurement of one cell of
+the matrix.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ POOL_SHRINKS_WITHIN = 6
 # leaky_site asks the engine to close what is unused for a second.
 ENGINE_CLOSES_WITHIN = 3
 
-# Sessions of one application_name, which is the cell's own: no other session, the harness's included, can be among them.
+# Sessions of one application_name, which is the cell's own: no other session, the harness's
+# included, can be among them.
 COUNT = """
 SELECT
     count(*) FILTER (WHERE state NOT LIKE 'idle in transaction%%'),
@@ -68,7 +71,9 @@ class Left:
 
 @dataclass(frozen=True)
 class Result:
-    """What a cell left after its rest, and after a collection in the server; and answers other than expected."""
+    """What a cell left after its rest, and after a collection in the server; and answers other than
+    expected.
+    """
 
     left: Left
     left_after_collection: Left
@@ -93,21 +98,26 @@ def measure(
 ) -> Result:
     """Run *cell* in a server of its own and return what stayed.
 
-    *rest*: seconds that the sessions have to go, at most; a pool and the engine have the time that they take as well.
-    *collector*: whether Python's collector runs by itself in the server.
-    *logs*: where the server's log is kept when the cell can't be measured.
-    """
+    *rest*: seconds that the sessions have to go, at most; a pool and the engine have the time that
+    they take as well. *collector*: whether Python's collector runs by itself in the server. *logs*:
+    where the server's log is kept when the cell can't be measured."""
     began = time.monotonic()
     mechanism = MECHANISMS[cell.mechanism]
     name = f"leaks-{secrets.token_hex(8)}"
     # libpq reads no parameter that is meant for Django.
     database_url = database_url.partition("?")[0]
     environ = environment_of(cell, database_url, name, collector=collector)
-    with sessions(database_url) as count, serving(SERVERS[cell.server], python, environ, logs) as server:
+    with (
+        sessions(database_url) as count,
+        serving(SERVERS[cell.server], python, environ, logs) as server,
+    ):
         statuses = load(
-            server.address, f"/{mechanism.name}/",
-            requests=requests, concurrency=concurrency, leaves_early=mechanism.leaves_early,
-        )  # fmt: skip
+            server.address,
+            f"/{mechanism.name}/",
+            requests=requests,
+            concurrency=concurrency,
+            leaves_early=mechanism.leaves_early,
+        )
         server.wait_for_work()
         if cell.setting == "pool":
             rest += POOL_SHRINKS_WITHIN
@@ -121,8 +131,12 @@ def measure(
     return Result(left, after, _wrong(statuses, mechanism.answers), time.monotonic() - began)
 
 
-def environment_of(cell: Cell, database_url: str, name: str, *, collector: bool = True) -> dict[str, str]:
-    """Return the environment of a process that serves leaky_site as *cell* asks, with sessions of that name."""
+def environment_of(
+    cell: Cell, database_url: str, name: str, *, collector: bool = True
+) -> dict[str, str]:
+    """Return the environment of a process that serves leaky_site as *cell* asks, with sessions of
+    that name.
+    """
     foreign = ("LEAKS_", "PG", "DJANGO_", "COV")
     return {
         **{key: value for key, value in os.environ.items() if not key.startswith(foreign)},
@@ -157,7 +171,9 @@ def settle(count: Callable[[], Left], within: float) -> Left:
 
 @contextmanager
 def sessions(database_url: str) -> Iterator[Callable[[str], Left]]:
-    """Yield a function that counts the sessions of an application_name, over one session of our own."""
+    """Yield a function that counts the sessions of an application_name, over one session of our
+    own.
+    """
     try:
         import psycopg as driver
     except ImportError:
@@ -200,7 +216,10 @@ class Serving:
     def wait_for_work(self, within: float = 10) -> None:
         """Wait until no process has work under way; what never ends is counted as it is."""
         deadline = time.monotonic() + within
-        while any(answer["under_way"] for answer in self._ask_each("/control/")) and time.monotonic() < deadline:
+        while (
+            any(answer["under_way"] for answer in self._ask_each("/control/"))
+            and time.monotonic() < deadline
+        ):
             time.sleep(STEP)
 
     def collect(self) -> None:
@@ -218,18 +237,28 @@ class Serving:
 
 
 @contextmanager
-def serving(server: Server, python: str, environ: dict[str, str], logs: Path | None = None) -> Iterator[Serving]:
+def serving(
+    server: Server, python: str, environ: dict[str, str], logs: Path | None = None
+) -> Iterator[Serving]:
     """Run *server* and yield it once it answers; its processes are ended for certain."""
-    with tempfile.TemporaryDirectory(prefix="leaks-") as folder, open(Path(folder) / "log", "w+b") as log:
+    with (
+        tempfile.TemporaryDirectory(prefix="leaks-") as folder,
+        open(Path(folder) / "log", "w+b") as log,
+    ):
         listening, address = _address(server, folder)
         try:
             processes = [
                 subprocess.Popen(
-                    server.command(python, address.port), env=environ, cwd=folder, start_new_session=True,
-                    stdin=listening or subprocess.DEVNULL, stdout=log, stderr=log,
+                    server.command(python, address.port),
+                    env=environ,
+                    cwd=folder,
+                    start_new_session=True,
+                    stdin=listening or subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
                 )
                 for _ in range(server.processes)
-            ]  # fmt: skip
+            ]
         finally:
             if listening:
                 listening.close()

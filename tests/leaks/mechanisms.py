@@ -1,4 +1,6 @@
-"""This room holds the table of the ways to leak: what each is called, and on which servers and settings it is measured."""
+"""This room holds the table of the ways to leak: what each is called, and on which servers and
+settings it is measured.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,12 @@ _TABLE = [
     Mechanism("sync_query", "sync view, one query", EVERY, (*PERSISTENT, "pool")),
     Mechanism("async_query", "async view, one query", ASGI, FOR_EVER),
     Mechanism("two_aliases", "two aliases in a view", BOTH, FOR_EVER),
-    Mechanism("view_raises", "view that raises after a query", BOTH, FOR_EVER, answers=frozenset({500})),
-    Mechanism("atomic_requests", "ATOMIC_REQUESTS", BOTH, FOR_EVER, environ={"LEAKS_ATOMIC_REQUESTS": "1"}),
+    Mechanism(
+        "view_raises", "view that raises after a query", BOTH, FOR_EVER, answers=frozenset({500})
+    ),
+    Mechanism(
+        "atomic_requests", "ATOMIC_REQUESTS", BOTH, FOR_EVER, environ={"LEAKS_ATOMIC_REQUESTS": "1"}
+    ),
     Mechanism("file_response", "FileResponse", BOTH, FOR_EVER),
     Mechanism(
         "sync_middleware",
@@ -58,20 +64,50 @@ _TABLE = [
         ASGI,
         (*PERSISTENT, "pool"),
     ),
-    Mechanism("content_length_too_small", "Content-Length shorter than the body, so send raises", ASGI),
-    Mechanism("bad_cookie", "a Set-Cookie that can't be encoded, so send raises", (*ASGI, *GTHREAD), POOLED, answers=_FAILS),
+    Mechanism(
+        "content_length_too_small", "Content-Length shorter than the body, so send raises", ASGI
+    ),
+    Mechanism(
+        "bad_cookie",
+        "a Set-Cookie that can't be encoded, so send raises",
+        (*ASGI, *GTHREAD),
+        POOLED,
+        answers=_FAILS,
+    ),
     Mechanism("async_view_left", "async view, client leaves", UVICORN, FOR_EVER, leaves_early=True),
-    Mechanism("file_response_left", "FileResponse, client leaves", BOTH, FOR_EVER, leaves_early=True),
+    Mechanism(
+        "file_response_left", "FileResponse, client leaves", BOTH, FOR_EVER, leaves_early=True
+    ),
     # Streams
     Mechanism("stream_queries", "sync streaming body that queries", BOTH, FOR_EVER),
     Mechanism("async_stream_queries", "async streaming body that queries", UVICORN, FOR_EVER),
     Mechanism("stream_raises", "sync streaming body that raises half-way", BOTH),
     Mechanism("async_stream_raises", "async streaming body that raises half-way", UVICORN, POOLED),
-    Mechanism("stream_in_atomic_left", "streaming body inside atomic, client leaves", BOTH, leaves_early=True),
-    Mechanism("stream_of_iterator_left", "streaming body with iterator(), client leaves", BOTH, POOLED, leaves_early=True),
-    Mechanism("async_stream_left", "async streaming body, client leaves", UVICORN, FOR_EVER, leaves_early=True),
     Mechanism(
-        "async_stream_of_iterator_left", "async streaming body with aiterator(), client leaves", UVICORN, leaves_early=True
+        "stream_in_atomic_left",
+        "streaming body inside atomic, client leaves",
+        BOTH,
+        leaves_early=True,
+    ),
+    Mechanism(
+        "stream_of_iterator_left",
+        "streaming body with iterator(), client leaves",
+        BOTH,
+        POOLED,
+        leaves_early=True,
+    ),
+    Mechanism(
+        "async_stream_left",
+        "async streaming body, client leaves",
+        UVICORN,
+        FOR_EVER,
+        leaves_early=True,
+    ),
+    Mechanism(
+        "async_stream_of_iterator_left",
+        "async streaming body with aiterator(), client leaves",
+        UVICORN,
+        leaves_early=True,
     ),
     # After the response
     Mechanism("response_close_queries", "a response whose close() queries", BOTH, POOLED),
@@ -80,17 +116,29 @@ _TABLE = [
     Mechanism("thread_on_commit", "thread started by on_commit", BOTH),
     Mechanism("wsgi_close_queries", "WSGI wrapper's close() queries", GTHREAD),
     Mechanism("asgi_wrapper_queries", "ASGI wrapper outside Django queries", UVICORN),
-    Mechanism("lifespan_queries", "lifespan handler queries", UVICORN, environ={"LEAKS_LIFESPAN_QUERIES": "1"}),
+    Mechanism(
+        "lifespan_queries",
+        "lifespan handler queries",
+        UVICORN,
+        environ={"LEAKS_LIFESPAN_QUERIES": "1"},
+    ),
     # Threads that end
     Mechanism("thread", "threading.Thread in a view", (*BOTH, *THREAD_PER_REQUEST), POOLED),
     Mechanism("timer", "threading.Timer in a view", BOTH),
     Mechanism("two_aliases_in_thread", "two aliases in a thread", BOTH),
     Mechanism("thread_pool", "multiprocessing.pool.ThreadPool in a view", BOTH),
-    Mechanism("executor_per_request", "ThreadPoolExecutor per request", (*BOTH, *THREAD_PER_REQUEST), POOLED),
+    Mechanism(
+        "executor_per_request",
+        "ThreadPoolExecutor per request",
+        (*BOTH, *THREAD_PER_REQUEST),
+        POOLED,
+    ),
     Mechanism("thread_without_autocommit", "set_autocommit(False) left in a thread", BOTH),
     # Threads that live on
     Mechanism("global_executor", "global ThreadPoolExecutor", BOTH),
-    Mechanism("executor_without_autocommit", "set_autocommit(False) left in an executor's thread", BOTH),
+    Mechanism(
+        "executor_without_autocommit", "set_autocommit(False) left in an executor's thread", BOTH
+    ),
     Mechanism("executor_never_shut_down", "ThreadPoolExecutor never shut down", BOTH),
     Mechanism("run_in_executor", "loop.run_in_executor", UVICORN),
     Mechanism("to_thread", "asyncio.to_thread", UVICORN),
@@ -104,7 +152,9 @@ _TABLE = [
     ),
     # Connections that something holds, or that Django doesn't know
     Mechanism("wrapper_kept", "a global keeps the wrapper of a dead thread", BOTH),
-    Mechanism("driver_connection_kept", "a global keeps the driver's connection of a dead thread", BOTH),
+    Mechanism(
+        "driver_connection_kept", "a global keeps the driver's connection of a dead thread", BOTH
+    ),
     Mechanism("traceback_kept", "a kept traceback holds the wrapper", BOTH),
     Mechanism("iterator_kept", "half-read iterator() kept, its thread dead", BOTH),
     Mechanism("copy_dropped", "connection.copy() used and dropped", BOTH, POOLED),

@@ -1,4 +1,6 @@
-"""What came of the cells: this room holds each one's result beside what its column owes, and the rows that they make."""
+"""What came of the cells: this room holds each one's result beside what its column owes, and the
+rows that they make.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,16 @@ class Outcome:
     @property
     def key(self) -> str:
         cell = self.cell
-        return " ".join([self.environment.name, cell.server, cell.mechanism, cell.setting, cell.column])
+        return " ".join(
+            [self.environment.name, cell.server, cell.mechanism, cell.setting, cell.column]
+        )
 
     @property
     def expected(self) -> Expectation:
         cell = self.cell
-        return expectation(cell.column, cell.server, cell.mechanism, cell.setting, self.environment.series)
+        return expectation(
+            cell.column, cell.server, cell.mechanism, cell.setting, self.environment.series
+        )
 
     @property
     def kept(self) -> bool:
@@ -43,7 +49,9 @@ class Outcome:
         if self.result is None:
             return False
         at_most = self.expected.at_most
-        return at_most is None or (self.result.left.total <= at_most and not self.result.wrong_answers)
+        return at_most is None or (
+            self.result.left.total <= at_most and not self.result.wrong_answers
+        )
 
     def __str__(self) -> str:
         return str(self.result) if self.result else "not measured"
@@ -51,7 +59,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Row:
-    """The outcomes of one mechanism on one server with one setting, by column, of every environment."""
+    """The outcomes of one mechanism on one server with one setting, by column, of every
+    environment.
+    """
 
     server: str
     mechanism: str
@@ -112,4 +122,6 @@ def rows(outcomes: Iterable[Outcome]) -> list[Row]:
 
 
 def _span(numbers: list[int]) -> str:
-    return str(min(numbers)) if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
+    return (
+        str(min(numbers)) if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
+    )

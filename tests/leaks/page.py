@@ -15,7 +15,14 @@ from tests.leaks.rings import COLUMNS
 TEMPLATE = Path(__file__).with_name("page.md")
 
 
-def render(matrix: Sequence[Row], columns: Sequence[str], skipped: Mapping[str, str], *, requests: int, rest: float) -> str:
+def render(
+    matrix: Sequence[Row],
+    columns: Sequence[str],
+    skipped: Mapping[str, str],
+    *,
+    requests: int,
+    rest: float,
+) -> str:
     """Return the page for the rows of *matrix*."""
     notes: dict[str, int] = {}
     cells = _cells(matrix, columns, notes)
@@ -24,7 +31,8 @@ def render(matrix: Sequence[Row], columns: Sequence[str], skipped: Mapping[str, 
         rest=f"{rest:g}",
         environments=_environments(matrix, columns, skipped),
         cells=cells,
-        reasons="\n".join(f"{number}. {_sentence(reason)}" for reason, number in notes.items()) or "None does.",
+        reasons="\n".join(f"{number}. {_sentence(reason)}" for reason, number in notes.items())
+        or "None does.",
     )
 
 
@@ -34,17 +42,31 @@ def _environments(matrix: Sequence[Row], columns: Sequence[str], skipped: Mappin
         for of_column in row.columns.values():
             for outcome in of_column:
                 outcomes.setdefault(outcome.environment, []).append(outcome)
-    head = ["environment", "Django", "driver", "cells", *(f"{COLUMNS[column]}: cells with sessions left" for column in columns)]
+    head = [
+        "environment",
+        "Django",
+        "driver",
+        "cells",
+        *(f"{COLUMNS[column]}: cells with sessions left" for column in columns),
+    ]
     lines = _header(head)
     for environment, found in outcomes.items():
         left = [
-            sum(1 for each in found if each.cell.column == column and each.result and each.result.left.total)
+            sum(
+                1
+                for each in found
+                if each.cell.column == column and each.result and each.result.left.total
+            )
             for column in columns
         ]
         cells = sum(1 for each in found if each.cell.column == columns[0])
-        lines.append(_line([environment.name, environment.django, environment.driver, cells, *left]))
+        lines.append(
+            _line([environment.name, environment.django, environment.driver, cells, *left])
+        )
     lines += ["", *(f"{name} is not among them: {reason}." for name, reason in skipped.items())]
-    versions = dict.fromkeys(version for environment in outcomes for version in environment.versions())
+    versions = dict.fromkeys(
+        version for environment in outcomes for version in environment.versions()
+    )
     lines.append(f"Versions: {', '.join(version.partition(' ;')[0] for version in versions)}.")
     system = f"{platform.system()} {platform.machine()}"
     lines.append(f"Measured on {system} on {date.today().isoformat()}.")  # noqa: DTZ011 - the reader's own day

@@ -1,4 +1,6 @@
-"""This room holds the choice of cells: which of them there are in an environment, of those that were asked for."""
+"""This room holds the choice of cells: which of them there are in an environment, of those that
+were asked for.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def cells(
     mechanisms: Collection[str] = (),
     settings: Collection[str] = (),
 ) -> Iterator[Cell]:
-    """Yield the cells of *environment*, the columns of one row after the other; an empty choice is no limit."""
+    """Yield the cells of *environment*, the columns of one row after the other; an empty choice is
+    no limit.
+    """
     for server in environment.servers:
         if servers and server not in servers:
             continue

@@ -1,4 +1,6 @@
-"""What the matrix shows while it is measured and when it is done: this room holds its live table."""
+"""What the matrix shows while it is measured and when it is done: this room holds its live
+table.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +27,27 @@ class Progress:
         self.columns = columns
         self.outcomes: list[Outcome] = []
         self.bar = Bar(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=self.console
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
         )
-        self.live = Live(console=self.console, get_renderable=self._show, auto_refresh=self.console.is_terminal)
+        self.live = Live(
+            console=self.console, get_renderable=self._show, auto_refresh=self.console.is_terminal
+        )
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
             self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.live.stop()
 
     def begin(self, environment: str, total: int) -> None:
@@ -49,7 +62,10 @@ class Progress:
         self.outcomes.append(outcome)
         self.bar.advance(self.task)
         if not self.console.is_terminal:
-            self.console.print(f"{outcome.key}: {outcome}{'' if outcome.kept else '  <- to be closed'}", soft_wrap=True)
+            self.console.print(
+                f"{outcome.key}: {outcome}{'' if outcome.kept else '  <- to be closed'}",
+                soft_wrap=True,
+            )
         if outcome.error:
             self.console.print(outcome.error, style="red", soft_wrap=True)
 
@@ -61,7 +77,9 @@ class Progress:
         return Group(self._table(rows(newest)[-ROWS_SHOWN:]), self.bar)
 
     def _table(self, matrix: Sequence[Row]) -> Table:
-        table = Table("server", "mechanism", "CONN_MAX_AGE", *(COLUMNS[column] for column in self.columns))
+        table = Table(
+            "server", "mechanism", "CONN_MAX_AGE", *(COLUMNS[column] for column in self.columns)
+        )
         for row in matrix:
             cells = [_colored(row, column) for column in self.columns]
             table.add_row(row.server, row.title, row.setting, *cells)

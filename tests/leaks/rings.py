@@ -1,4 +1,6 @@
-"""Which cells each column is to bring to zero: this room holds that table, and the reasons for the others."""
+"""Which cells each column is to bring to zero: this room holds that table, and the reasons for the
+others.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,15 @@ COLUMNS = {
     "engine": "app, middleware and engine",
 }
 
-# Servers whose threads live on from request to request, and how many. Everywhere else the thread of a request ends with it.
+# Servers whose threads live on from request to request, and how many. Everywhere else the thread of
+# a request ends with it.
 THREADS_LIVE_ON = {"gunicorn-sync": 1, "gunicorn-gthread": 8, "granian-wsgi": 8}
 
 _EXECUTOR = "the executor's threads live on"
 
 # The engine never closes what is in a transaction: a living thread may be about to commit it.
 NEEDS_REAPER = {
-    "executor_without_autocommit": "a transaction is open on an executor's thread that lives on",
+    "executor_without_autocommit": "a transaction is open on an executor's thread that lives on"
 }
 
 # Whatever the server.
@@ -36,8 +39,12 @@ NEEDS_ENGINE = {
 NEEDS_MIDDLEWARE = {
     "copy_dropped": "the dropped copy belongs to a thread that lives on",
     "own_handler": "the dropped handler's connection belongs to a thread that lives on",
-    "response_close_queries": "the query comes after Django's own end of the request, on a thread that lives on",
-    "late_receiver_queries": "the query comes after Django's own end of the request, on a thread that lives on",
+    "response_close_queries": (
+        "the query comes after Django's own end of the request, on a thread that lives on"
+    ),
+    "late_receiver_queries": (
+        "the query comes after Django's own end of the request, on a thread that lives on"
+    ),
     "bad_cookie": "Django never ends the request, and its thread lives on",
     "raw_begin": "the transaction is open on a thread that lives on",
     "atomic_never_left": "the thread is in an atomic block that nobody leaves, and lives on",
@@ -45,18 +52,25 @@ NEEDS_MIDDLEWARE = {
 
 # Of these, and where the request's thread lives on, not even a middleware knows.
 NEEDS_ENGINE_WHERE_THREADS_LIVE_ON = {
-    "wsgi_close_queries": "the query comes after the request, on a thread that lives on",
+    "wsgi_close_queries": "the query comes after the request, on a thread that lives on"
 }
 
-# A wrapper that is dropped can be collected while its thread still runs: the socket closes, but the pool waits for its slot.
+# A wrapper that is dropped can be collected while its thread still runs: the socket closes, but the
+# pool waits for its slot.
 NEEDS_ENGINE_WITH_A_POOL = {
-    "copy_dropped": "a dropped wrapper that the collector finds before its thread ends takes its slot along",
+    "copy_dropped": (
+        "a dropped wrapper that the collector finds before its thread ends takes its slot along"
+    )
 }
 
-# asgiref makes a new thread for what queries after the request, and ends it with the request's context, which Django before 6.1
-# often leaves in a cycle. Only a middleware knows that the request is over.
+# asgiref makes a new thread for what queries after the request, and ends it with the request's
+# context, which Django before 6.1 often leaves in a cycle. Only a middleware knows that the request
+# is over.
 NEEDS_MIDDLEWARE_BEFORE_6_1 = {
-    "create_task": "Django before 6.1 often leaves a finished request, and the thread of what queries later, to the collector",
+    "create_task": (
+        "Django before 6.1 often leaves a finished request, and the thread of what queries later,"
+        " to the collector"
+    )
 }
 
 PERSISTENT_THREADS = "CONN_MAX_AGE asks for it: at most one session for each thread and alias"
@@ -64,7 +78,9 @@ PERSISTENT_THREADS = "CONN_MAX_AGE asks for it: at most one session for each thr
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a column owes a cell: *at_most* sessions and no wrong answer; None where it owes nothing, for *reason*."""
+    """What a column owes a cell: *at_most* sessions and no wrong answer; None where it owes
+    nothing, for *reason*.
+    """
 
     at_most: int | None
     reason: str = ""
@@ -86,10 +102,15 @@ def expectation(column: str, server: str, mechanism: str, setting: str, django: 
         if column == "app" and mechanism in NEEDS_MIDDLEWARE_BEFORE_6_1 and django != "6.1":
             return Expectation(None, NEEDS_MIDDLEWARE_BEFORE_6_1[mechanism])
         if server == "runserver" and django == "4.2":
-            # Django 4.2 leaves the connection of runserver's check of migrations open, on the main thread.
-            return Expectation(1, "runserver's main thread lives on with the connection of its check of migrations")
+            # Django 4.2 leaves the connection of runserver's check of migrations open, on the main
+            # thread.
+            return Expectation(
+                1, "runserver's main thread lives on with the connection of its check of migrations"
+            )
     if server in THREADS_LIVE_ON and setting in ("60", "None"):
-        return Expectation(THREADS_LIVE_ON[server] * (2 if mechanism == "two_aliases" else 1), PERSISTENT_THREADS)
+        return Expectation(
+            THREADS_LIVE_ON[server] * (2 if mechanism == "two_aliases" else 1), PERSISTENT_THREADS
+        )
     return ZERO
 
 

@@ -30,7 +30,9 @@ class Server:
 _GUNICORN = "--bind 127.0.0.1:{port} --workers 1 --no-control-socket "
 
 _TABLE = [
-    Server("uvicorn", "uvicorn", f"--port {{port}} --no-access-log --lifespan on {ASGI_APPLICATION}"),
+    Server(
+        "uvicorn", "uvicorn", f"--port {{port}} --no-access-log --lifespan on {ASGI_APPLICATION}"
+    ),
     Server("daphne", "daphne", f"-b 127.0.0.1 -p {{port}} {ASGI_APPLICATION}"),
     Server("hypercorn", "hypercorn", f"-b 127.0.0.1:{{port}} {ASGI_APPLICATION}"),
     Server("granian", "granian", f"--interface asgi --port {{port}} {ASGI_APPLICATION}"),
@@ -40,7 +42,8 @@ _TABLE = [
         f"{_GUNICORN} --worker-class uvicorn_worker.UvicornWorker {ASGI_APPLICATION}",
         needs=("uvicorn_worker",),
     ),
-    # As CVAT runs it: supervisord hands one socket to two processes, and a sync-only middleware puts Django in sync mode.
+    # As CVAT runs it: supervisord hands one socket to two processes, and a sync-only middleware
+    # puts Django in sync mode.
     Server(
         "cvat",
         "uvicorn",
@@ -50,9 +53,22 @@ _TABLE = [
         environ={"LEAKS_SYNC_MIDDLEWARE": "1"},
     ),
     Server("gunicorn-sync", "gunicorn", f"{_GUNICORN} --worker-class sync {WSGI_APPLICATION}"),
-    Server("gunicorn-gthread", "gunicorn", f"{_GUNICORN} --worker-class gthread --threads 8 {WSGI_APPLICATION}"),
-    Server("gunicorn-gevent", "gunicorn", f"{_GUNICORN} --worker-class gevent {WSGI_APPLICATION}", needs=("gevent",)),
-    Server("granian-wsgi", "granian", f"--interface wsgi --blocking-threads 8 --port {{port}} {WSGI_APPLICATION}"),
+    Server(
+        "gunicorn-gthread",
+        "gunicorn",
+        f"{_GUNICORN} --worker-class gthread --threads 8 {WSGI_APPLICATION}",
+    ),
+    Server(
+        "gunicorn-gevent",
+        "gunicorn",
+        f"{_GUNICORN} --worker-class gevent {WSGI_APPLICATION}",
+        needs=("gevent",),
+    ),
+    Server(
+        "granian-wsgi",
+        "granian",
+        f"--interface wsgi --blocking-threads 8 --port {{port}} {WSGI_APPLICATION}",
+    ),
     Server("runserver", "django", "runserver --noreload 127.0.0.1:{port}"),
 ]
 

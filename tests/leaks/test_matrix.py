@@ -1,7 +1,8 @@
-"""The quick part of the leak matrix: this room holds cells on the Django that is installed, one server process each.
+"""The quick part of the leak matrix: this room holds cells on the Django that is installed, one
+server process each.
 
-Python's collector is off in these servers: it frees some of what Django alone leaves, at moments that nobody chooses.
-"""
+Python's collector is off in these servers: it frees some of what Django alone leaves, at moments
+that nobody chooses."""
 
 from __future__ import annotations
 

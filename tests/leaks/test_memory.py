@@ -1,4 +1,5 @@
-"""Nothing grows with the number of requests: this room holds the bounds on objects that a process keeps.
+"""Nothing grows with the number of requests: this room holds the bounds on objects that a process
+keeps.
 
 `LEAKS_MEMORY_REQUESTS=100000` makes the run as long as wanted; the bounds stay the same.
 """
@@ -23,7 +24,9 @@ from django.urls import path
 
 REQUESTS = int(os.environ.get("LEAKS_MEMORY_REQUESTS", "6000"))
 MORE_AT_MOST = 5
-"""Objects of conn_guard by which any number of requests may grow a process: its middleware, and an owner for a thread."""
+"""Objects of conn_guard by which any number of requests may grow a process: its middleware, and an
+owner for a thread.
+"""
 
 
 def nothing(request):
@@ -115,7 +118,9 @@ def without_collector() -> Iterator[None]:
         gc.enable()
 
 
-@pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume synchronous iterators:Warning")
+@pytest.mark.filterwarnings(
+    "ignore:StreamingHttpResponse must consume synchronous iterators:Warning"
+)
 @pytest.mark.parametrize(
     ("run", "times"),
     [
@@ -124,13 +129,16 @@ def without_collector() -> Iterator[None]:
         pytest.param(lambda: wsgi("fail"), REQUESTS // 20, id="wsgi-fail"),
         pytest.param(lambda: asgi("nothing"), REQUESTS // 5, id="asgi"),
         pytest.param(lambda: asgi("stream"), REQUESTS // 20, id="asgi-stream"),
-        pytest.param(lambda: asgi("nothing", send_raises=True), REQUESTS // 20, id="asgi-send-raises"),
+        pytest.param(
+            lambda: asgi("nothing", send_raises=True), REQUESTS // 20, id="asgi-send-raises"
+        ),
     ],
 )
 def test_requests_leave_no_growing_registry(run, times, settings):
     ours_before = ours()
     guarded = grown_by(run(), times)
-    # What other tests of this process left is theirs, and what Django keeps by itself is seen beside it.
+    # What other tests of this process left is theirs, and what Django keeps by itself is seen
+    # beside it.
     assert (ours() - ours_before).total() <= MORE_AT_MOST, ours() - ours_before
     settings.MIDDLEWARE = []
     assert guarded < grown_by(run(), times) + 500

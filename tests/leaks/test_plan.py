@@ -1,4 +1,6 @@
-"""What the matrix rests on, without a server: this room holds the tests of its tables and of its page."""
+"""What the matrix rests on, without a server: this room holds the tests of its tables and of its
+page.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,22 @@ def test_every_mechanism_has_a_view_of_its_name():
 
 
 def test_every_name_in_the_tables_is_known():
-    assert all(set(table) <= set(MECHANISMS) for name, table in vars(rings).items() if name.startswith("NEEDS_"))
-    assert {server for mechanism in MECHANISMS.values() for server in mechanism.servers} == set(SERVERS)
+    assert all(
+        set(table) <= set(MECHANISMS)
+        for name, table in vars(rings).items()
+        if name.startswith("NEEDS_")
+    )
+    assert {server for mechanism in MECHANISMS.values() for server in mechanism.servers} == set(
+        SERVERS
+    )
 
 
 def test_every_environment_with_a_pool_measures_it():
     for environment in ENVIRONMENTS.values():
         settings = {cell.setting for cell in plan.cells(environment, ["django"])}
-        assert ("pool" in settings) == (environment.driver == "psycopg" and environment.series != "4.2")
+        assert ("pool" in settings) == (
+            environment.driver == "psycopg" and environment.series != "4.2"
+        )
 
 
 @pytest.mark.parametrize(
@@ -69,7 +79,9 @@ def test_a_wrong_answer_is_not_made_good_by_a_zero():
     assert _outcome("thread", "app", NONE).kept
     assert not _outcome("thread", "app", NONE, wrong_answers=1).kept
     assert not _outcome("thread", "app", Left(1, 0)).kept
-    assert not Outcome(HERE, Cell("uvicorn", "thread", "0", "app")).with_error("it did not start").kept
+    assert (
+        not Outcome(HERE, Cell("uvicorn", "thread", "0", "app")).with_error("it did not start").kept
+    )
 
 
 def test_sessions_are_given_their_rest_but_no_longer():
@@ -94,7 +106,9 @@ def test_the_page_shows_what_each_column_left_and_why():
             _outcome("to_thread", "app", Left(6, 0)),
         ]
     )
-    text = page.render(matrix, ["django", "app"], {"6.1-psycopg": "no Python 3.12 was found"}, requests=50, rest=2)
+    text = page.render(
+        matrix, ["django", "app"], {"6.1-psycopg": "no Python 3.12 was found"}, requests=50, rest=2
+    )
     assert "| uvicorn | threading.Thread in a view | 0 | 41 to 50 / 0 tx | **0 to 1 / 0** |" in text
     assert "| uvicorn | asyncio.to_thread | 0 |  | 6 / 0 [1] |" in text
     assert f"1. {rings.NEEDS_ENGINE['to_thread'].capitalize()}." in text

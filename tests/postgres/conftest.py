@@ -1,4 +1,6 @@
-"""Aliases on the engine, and servers of the tests' own: this room holds what the tests of rings 2 and 3 share."""
+"""Aliases on the engine, and servers of the tests' own: this room holds what the tests of rings 2
+and 3 share.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,13 @@ GUARDED = "conn_guard.engine.postgresql"
 
 
 class Alias:
-    """An alias of the test's own, whose name is its application_name, seen by its application and from outside."""
+    """An alias of the test's own, whose name is its application_name, seen by its application and
+    from outside.
+    """
 
-    def __init__(self, name: str, ask: Callable[..., list[tuple[Any, ...]]], until: Callable[..., Any]) -> None:
+    def __init__(
+        self, name: str, ask: Callable[..., list[tuple[Any, ...]]], until: Callable[..., Any]
+    ) -> None:
         self.name = name
         self.ask = ask
         self.until = until
@@ -31,7 +37,9 @@ class Alias:
 
         return connections[self.name]
 
-    def query(self, statement: str = "SELECT 1", parameters: object = None) -> list[tuple[Any, ...]]:
+    def query(
+        self, statement: str = "SELECT 1", parameters: object = None
+    ) -> list[tuple[Any, ...]]:
         """Run *statement* as an application does, on this thread, and return its rows."""
         with self.wrapper.cursor() as cursor:
             cursor.execute(statement, parameters)
@@ -44,7 +52,8 @@ class Alias:
     def sessions(self) -> list[tuple[int, str, str]]:
         """Return the pid, the state and the last statement of every session of this alias."""
         return self.ask(
-            "SELECT pid, state, query FROM pg_stat_activity WHERE application_name LIKE %s ORDER BY backend_start",
+            "SELECT pid, state, query FROM pg_stat_activity WHERE application_name LIKE %s ORDER BY"
+            " backend_start",
             [self.name + "%"],
         )
 
@@ -55,8 +64,11 @@ class Alias:
         """End every session of this alias, as an operator does, and return when they have left."""
         pids = list(self.pids())
         self.ask("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", [pids])
-        self.until(lambda: not self.ask("SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)", [pids]))
-        # Within a millisecond of its last use a session is not at rest, and a quick server ends it sooner.
+        self.until(
+            lambda: not self.ask("SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)", [pids])
+        )
+        # Within a millisecond of its last use a session is not at rest, and a quick server ends it
+        # sooner.
         threading.Event().wait(0.005)
 
     def becomes(self, count: int) -> bool:
@@ -66,12 +78,16 @@ class Alias:
 
 @pytest.fixture
 def make_engine(ask, until, django_db_blocker) -> Iterator[Callable[..., Alias]]:
-    """Return a function that adds an alias on the engine, with settings of its own; a server's address may be given."""
+    """Return a function that adds an alias on the engine, with settings of its own; a server's
+    address may be given.
+    """
     from django.db import connections
 
     made: list[str] = []
 
-    def make(*, options: dict[str, object] | None = None, engine: str = GUARDED, **settings: object) -> Alias:
+    def make(
+        *, options: dict[str, object] | None = None, engine: str = GUARDED, **settings: object
+    ) -> Alias:
         name = f"guarded_{uuid.uuid4().hex[:12]}"
         default = connections.settings["default"]
         options = {**default["OPTIONS"], "application_name": name, **(options or {})}
@@ -107,7 +123,9 @@ def worker() -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture
 def table(ask) -> str:
-    """An empty table with a number in it; it goes with the tests' database, since a failed test may hold it still."""
+    """An empty table with a number in it; it goes with the tests' database, since a failed test may
+    hold it still.
+    """
     name = f"engine_{uuid.uuid4().hex[:12]}"
     ask(f"CREATE TABLE {name} (id serial PRIMARY KEY, n int)")
     return name
@@ -115,7 +133,9 @@ def table(ask) -> str:
 
 @pytest.fixture(scope="module")
 def started(django_db_blocker) -> Iterator[OwnServer]:
-    """A server of this module's own; modules that need it otherwise start theirs under the same name."""
+    """A server of this module's own; modules that need it otherwise start theirs under the same
+    name.
+    """
     from tests.postgres.own_server import own_server
 
     with django_db_blocker.unblock(), own_server() as server:

@@ -1,4 +1,6 @@
-"""Applications whose sessions the server ends at rest: this room holds the shapes of load, and counts what fails."""
+"""Applications whose sessions the server ends at rest: this room holds the shapes of load, and
+counts what fails.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ REST_S = 0.5
 
 
 class Ended:
-    """Sessions that are ended while all threads rest: nobody can say that one of them was in use."""
+    """Sessions that are ended while all threads rest: nobody can say that one of them was in
+    use.
+    """
 
     def __init__(self, alias: str, end_sessions: Callable[[], None]) -> None:
         self.alias = alias
@@ -104,7 +108,14 @@ def asgi(ended: Ended, url: str, requests: int) -> int:
         async def send(message: dict[str, Any]) -> None:
             sent.append(message)
 
-        scope = {"type": "http", "method": "GET", "path": url, "query_string": b"", "headers": [], "http_version": "1.1"}
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": url,
+            "query_string": b"",
+            "headers": [],
+            "http_version": "1.1",
+        }
         await handler(scope, receive, send)
         return sent[0]["status"]
 
@@ -140,8 +151,11 @@ SHAPES: dict[str, Callable[[Ended, int], int]] = {
 }
 
 
-def restart_under_load(alias: str, restart: Callable[[], None], *, threads: int, wanted: int) -> tuple[int, list[str]]:
-    """Restart the server while *threads* send requests; return how many came back, and the errors nobody can excuse.
+def restart_under_load(
+    alias: str, restart: Callable[[], None], *, threads: int, wanted: int
+) -> tuple[int, list[str]]:
+    """Restart the server while *threads* send requests; return how many came back, and the errors
+    nobody can excuse.
 
     Excused is a request that was in flight between the beginning and the end of the restart.
     """

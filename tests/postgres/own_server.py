@@ -1,4 +1,6 @@
-"""A server that a test may fill, stop and hand out roles on: this room holds it, its sessions, and aliases that lead to it."""
+"""A server that a test may fill, stop and hand out roles on: this room holds it, its sessions, and
+aliases that lead to it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ from tests.conftest import Session
 from tests.polling import until
 
 IDLE_FOR = "0.1s"
-REAPERS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'conn_guard:idle_reaper' ORDER BY pid"
+REAPERS = (
+    "SELECT pid FROM pg_stat_activity WHERE application_name = 'conn_guard:idle_reaper' ORDER"
+    " BY pid"
+)
 
 
 class OwnServer:
@@ -46,10 +51,12 @@ class OwnServer:
         return session
 
     def rested(self, *sessions: Any) -> tuple[str, ...]:
-        """Wait until *sessions* have been at rest for longer than IDLE_FOR, and return what to reap them by."""
+        """Wait until *sessions* have been at rest for longer than IDLE_FOR, and return what to reap
+        them by.
+        """
         age = (
-            "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s)"
-            " AND clock_timestamp() - state_change > interval '0.12 s' AND wait_event = 'ClientRead'"
+            "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s) AND clock_timestamp() -"
+            " state_change > interval '0.12 s' AND wait_event = 'ClientRead'"
         )
         pids = [each.pid for each in sessions]
         until(lambda: self.ask(age, [pids]) == [(len(pids),)])
@@ -65,7 +72,9 @@ class OwnServer:
 
     @contextmanager
     def alias(self, name: str = "own", **changes: object) -> Iterator[dict[str, Any]]:
-        """Let *name* be an alias that leads here, as the role app unless *changes* says otherwise."""
+        """Let *name* be an alias that leads here, as the role app unless *changes* says
+        otherwise.
+        """
         settings = {
             **connections.settings["default"],
             "ENGINE": "django.db.backends.postgresql",
@@ -87,11 +96,21 @@ class OwnServer:
             del connections.settings[name]
 
     @contextmanager
-    def process(self, folder: Path, *arguments: str, prelude: str = "", **changes: object) -> Iterator[Process]:
+    def process(
+        self, folder: Path, *arguments: str, prelude: str = "", **changes: object
+    ) -> Iterator[Process]:
         """Run the command in a process of its own, whose settings begin with *prelude*."""
-        address = {"HOST": self.server.host, "PORT": str(self.server.port), "NAME": "postgres", "USER": "app", "PASSWORD": ""}
+        address = {
+            "HOST": self.server.host,
+            "PORT": str(self.server.port),
+            "NAME": "postgres",
+            "USER": "app",
+            "PASSWORD": "",
+        }
         changes = {**address, **changes}
-        text = f"{prelude}\nfrom tests.settings import *\nDATABASES['default'].update({changes!r})\n"
+        text = (
+            f"{prelude}\nfrom tests.settings import *\nDATABASES['default'].update({changes!r})\n"
+        )
         (folder / "own_settings.py").write_text(text)
         path = os.pathsep.join([str(folder), *(each for each in sys.path if each)])
         process = Process(
@@ -118,7 +137,10 @@ class OwnServer:
         """Close every session that a test opened, and find that no reaper left one."""
         while self._opened:
             self._opened.pop().close()
-        left = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        left = (
+            "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <>"
+            " pg_backend_pid()"
+        )
         until(lambda: not self.ask(left))
 
     def _open(self, **parameters: object) -> Session:
@@ -128,7 +150,10 @@ class OwnServer:
 
 @contextmanager
 def own_server(
-    *, roles: Mapping[str, str] | None = None, max_connections: int = 40, settings: Mapping[str, object] | None = None
+    *,
+    roles: Mapping[str, str] | None = None,
+    max_connections: int = 40,
+    settings: Mapping[str, object] | None = None,
 ) -> Iterator[OwnServer]:
     """Start a server with *roles*, a name and its attributes each."""
     with LocalPostgres(max_connections=max_connections, settings=settings) as started:
@@ -145,7 +170,9 @@ class Process(subprocess.Popen[str]):
     """A running command."""
 
     def end(self, signum: int = 0) -> tuple[int, list[dict[str, Any]], str]:
-        """Signal it where a number is given; return its exit code, its JSON lines and its errors."""
+        """Signal it where a number is given; return its exit code, its JSON lines and its
+        errors.
+        """
         if signum:
             self.send_signal(signum)
         stdout, stderr = self.communicate(timeout=45)

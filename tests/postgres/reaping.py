@@ -1,4 +1,6 @@
-"""Runs of the reaper as tests see them: this room holds the command, what it printed, and clients with odd manners."""
+"""Runs of the reaper as tests see them: this room holds the command, what it printed, and clients
+with odd manners.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def reap(*arguments: str, **options: object) -> Run:
     """Run the command with JSON lines and return what it reported."""
     run, stdout, stderr = Run(), io.StringIO(), io.StringIO()
     try:
-        call_command("idle_reaper", *arguments, format="json", stdout=stdout, stderr=stderr, **options)
+        call_command(
+            "idle_reaper", *arguments, format="json", stdout=stdout, stderr=stderr, **options
+        )
     except CommandError as error:
         run.exit_code, run.error = error.returncode, str(error)
     run.stderr = stderr.getvalue()
@@ -57,7 +61,9 @@ def reap(*arguments: str, **options: object) -> Run:
 
 
 class RawClient:
-    """A client that speaks PostgreSQL's protocol by hand, so that it can leave things undone that drivers finish."""
+    """A client that speaks PostgreSQL's protocol by hand, so that it can leave things undone that
+    drivers finish.
+    """
 
     def __init__(self, host: str, port: int, *, receive_buffer: int = 0, **parameters: str) -> None:
         self.socket = socket.socket()

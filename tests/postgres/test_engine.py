@@ -1,4 +1,6 @@
-"""Looking before use: a session that ended at rest is replaced unseen, and never one that would take something with it."""
+"""Looking before use: a session that ended at rest is replaced unseen, and never one that would
+take something with it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 import django
 import pytest
 from django.core.handlers.wsgi import WSGIHandler
-from django.db import ConnectionHandler, InterfaceError, OperationalError, ProgrammingError, connections, transaction
+from django.db import (
+    ConnectionHandler,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+    connections,
+    transaction,
+)
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
@@ -25,9 +34,14 @@ from django.urls import path
 from conn_guard import pin
 
 BROKEN = (OperationalError, InterfaceError)
-POOL = pytest.param({"OPTIONS": "pool"}, id="pool", marks=pytest.mark.skipif(
-    django.VERSION < (5, 1) or not is_psycopg3, reason="Django's pool came with 5.1, for psycopg 3")
-)  # fmt: skip
+POOL = pytest.param(
+    {"OPTIONS": "pool"},
+    id="pool",
+    marks=pytest.mark.skipif(
+        django.VERSION < (5, 1) or not is_psycopg3,
+        reason="Django's pool came with 5.1, for psycopg 3",
+    ),
+)
 
 
 def pooled(make_engine, **pool):
@@ -39,7 +53,9 @@ def pooled(make_engine, **pool):
 @pytest.fixture(params=[0, 60, None, "pool"])
 def alias(request, make_engine):
     """An alias for every kind of CONN_MAX_AGE, and one with a pool."""
-    return pooled(make_engine) if request.param == "pool" else make_engine(CONN_MAX_AGE=request.param)
+    return (
+        pooled(make_engine) if request.param == "pool" else make_engine(CONN_MAX_AGE=request.param)
+    )
 
 
 # Replaced
@@ -107,7 +123,9 @@ def test_a_session_that_died_in_use_is_replaced_after_its_error(guarded):
         assert cursor.fetchall() == [(1,)]
 
 
-def test_a_persistent_connection_without_autocommit_in_its_settings_is_replaced_between_transactions(make_engine, table):
+def test_without_autocommit_in_the_settings_a_session_is_replaced_between_transactions(
+    make_engine, table
+):
     alias = make_engine(CONN_MAX_AGE=None, AUTOCOMMIT=False)
     alias.query(f"INSERT INTO {table} (n) VALUES (1)")
     alias.wrapper.commit()
@@ -138,9 +156,15 @@ def test_a_failing_reconnect_is_the_callers(guarded):
 
 @pytest.mark.parametrize(
     "statement",
-    ["SET ROLE pg_monitor", "SELECT pg_advisory_lock(4711)", "LISTEN jobs", "CREATE TEMP TABLE t (n int)",
-     "DECLARE c CURSOR WITH HOLD FOR SELECT 1", "SELECT set_config('app.tenant', '5', false)"],
-)  # fmt: skip
+    [
+        "SET ROLE pg_monitor",
+        "SELECT pg_advisory_lock(4711)",
+        "LISTEN jobs",
+        "CREATE TEMP TABLE t (n int)",
+        "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+        "SELECT set_config('app.tenant', '5', false)",
+    ],
+)
 def test_a_session_that_held_state_is_missed_by_the_caller(guarded, statement):
     guarded.query(statement)
     guarded.end_sessions()
@@ -155,7 +179,10 @@ def test_a_session_that_held_state_is_missed_by_the_caller(guarded, statement):
 def test_state_is_seen_in_a_statement_of_any_type(guarded):
     from psycopg import sql
 
-    for statement in (sql.SQL("SET ROLE {}").format(sql.Identifier("pg_monitor")), b"SET ROLE pg_monitor"):
+    for statement in (
+        sql.SQL("SET ROLE {}").format(sql.Identifier("pg_monitor")),
+        b"SET ROLE pg_monitor",
+    ):
         guarded.query(statement)
         guarded.end_sessions()
         with pytest.raises(BROKEN):
@@ -214,7 +241,9 @@ def test_a_pinned_connection_is_missed_by_the_caller(guarded):
     assert guarded.query() == [(1,)]
 
 
-def test_without_autocommit_in_its_settings_a_transaction_is_not_continued_on_another_session(make_engine, table):
+def test_without_autocommit_in_its_settings_a_transaction_is_not_continued_on_another_session(
+    make_engine, table
+):
     alias = make_engine(CONN_MAX_AGE=None, AUTOCOMMIT=False)
     insert = f"INSERT INTO {table} (n) VALUES (%s)"
     alias.query()
@@ -249,7 +278,10 @@ def test_inside_atomic_the_error_reaches_the_caller_and_nothing_is_written(guard
 
 def test_inside_atomic_a_swallowed_error_does_not_write_the_rest(guarded, table):
     insert = f"INSERT INTO {table} (n) VALUES (%s)"
-    with contextlib.suppress(*BROKEN, TransactionManagementError), transaction.atomic(using=guarded.name):
+    with (
+        contextlib.suppress(*BROKEN, TransactionManagementError),
+        transaction.atomic(using=guarded.name),
+    ):
         guarded.query(insert, [1])
         guarded.end_sessions()
         for number in (2, 3):
@@ -273,7 +305,9 @@ def test_without_autocommit_the_error_reaches_the_caller_and_nothing_is_written(
     assert guarded.query(f"SELECT n FROM {table}") == [(1,)]
 
 
-def test_with_autocommit_switched_off_a_session_is_not_replaced_between_transactions(guarded, table):
+def test_with_autocommit_switched_off_a_session_is_not_replaced_between_transactions(
+    guarded, table
+):
     """Another one would have it on, and write what is to be rolled back."""
     guarded.wrapper.set_autocommit(False)
     guarded.query(f"INSERT INTO {table} (n) VALUES (1)")
@@ -348,7 +382,9 @@ def test_the_end_of_a_request_keeps_what_is_persistent(guarded):
     assert guarded.pid() == pid
 
 
-def test_a_thread_poisoned_by_an_atomic_block_never_left_answers_again(guarded, worker, settings, monkeypatch):
+def test_a_thread_poisoned_by_an_atomic_block_never_left_answers_again(
+    guarded, worker, settings, monkeypatch
+):
     def poison(request):
         transaction.atomic(using=guarded.name).__enter__()
         guarded.query()
@@ -359,7 +395,9 @@ def test_a_thread_poisoned_by_an_atomic_block_never_left_answers_again(guarded, 
 
     settings.ALLOWED_HOSTS = ["*"]
     settings.MIDDLEWARE = []
-    settings.ROOT_URLCONF = type("urls", (), {"urlpatterns": [path("poison", poison), path("ask", ask)]})
+    settings.ROOT_URLCONF = type(
+        "urls", (), {"urlpatterns": [path("poison", poison), path("ask", ask)]}
+    )
     handler = WSGIHandler()
 
     def request(name):
@@ -373,7 +411,9 @@ def test_a_thread_poisoned_by_an_atomic_block_never_left_answers_again(guarded, 
 
 
 def test_the_test_client_leaves_a_closed_atomic_block_to_its_test(guarded, client, settings):
-    settings.ROOT_URLCONF = type("urls", (), {"urlpatterns": [path("", lambda request: HttpResponse())]})
+    settings.ROOT_URLCONF = type(
+        "urls", (), {"urlpatterns": [path("", lambda request: HttpResponse())]}
+    )
     with transaction.atomic(using=guarded.name):
         wrapper = guarded.wrapper
         guarded.query()
@@ -386,7 +426,9 @@ def test_the_test_client_leaves_a_closed_atomic_block_to_its_test(guarded, clien
 
 
 def break_at(guarded, times):
-    """End each new session while it is being made, *times* times, and return the pids of those that were."""
+    """End each new session while it is being made, *times* times, and return the pids of those that
+    were.
+    """
     broken = []
 
     def receive(connection, **kwargs):
@@ -489,7 +531,11 @@ def test_a_thread_that_dies_returns_its_slot(make_engine):
 
 @pytest.mark.parametrize("how", ["copy", "own handler"])
 def test_a_dropped_wrapper_is_closed(guarded, how):
-    dropped = guarded.wrapper.copy() if how == "copy" else ConnectionHandler(connections.settings)[guarded.name]
+    dropped = (
+        guarded.wrapper.copy()
+        if how == "copy"
+        else ConnectionHandler(connections.settings)[guarded.name]
+    )
     with dropped.cursor() as cursor:
         cursor.execute("SELECT 1")
     assert len(guarded.sessions()) == 1
@@ -530,7 +576,9 @@ def test_a_look_keeps_no_notification_from_the_application(guarded):
 def test_a_look_gives_a_notification_to_its_handler(guarded):
     guarded.query("LISTEN jobs")
     heard = []
-    guarded.wrapper.connection.add_notify_handler(lambda notification: heard.append(notification.payload))
+    guarded.wrapper.connection.add_notify_handler(
+        lambda notification: heard.append(notification.payload)
+    )
     guarded.ask("NOTIFY jobs, 'one'")
     assert select.select([guarded.wrapper.connection.fileno()], [], [], 5)[0]
     guarded.wrapper.ensure_connection()
@@ -541,22 +589,34 @@ def test_a_look_gives_a_notification_to_its_handler(guarded):
 # Engines and their names
 
 
-@pytest.mark.parametrize(("stamp", "max_age", "wanted"), [
-    ("pid", 0, "{name}:{pid}"), ("pid", None, "{name}:{pid}"), ("view", 0, "{name}:{pid}"), (False, 0, "{name}"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stamp", "max_age", "wanted"),
+    [
+        ("pid", 0, "{name}:{pid}"),
+        ("pid", None, "{name}:{pid}"),
+        ("view", 0, "{name}:{pid}"),
+        (False, 0, "{name}"),
+    ],
+)
 def test_the_origin_is_stamped_at_connect(make_engine, settings, stamp, max_age, wanted):
     settings.CONN_GUARD = {"STAMP_ORIGIN": stamp}
     alias = make_engine(CONN_MAX_AGE=max_age)
-    assert alias.query("SHOW application_name") == [(wanted.format(name=alias.name, pid=os.getpid()),)]
+    assert alias.query("SHOW application_name") == [
+        (wanted.format(name=alias.name, pid=os.getpid()),)
+    ]
 
 
 @pytest.mark.parametrize(("max_age", "named"), [(0, True), (60, False)])
-def test_the_view_is_stamped_where_a_connection_serves_one(make_engine, settings, worker, max_age, named):
+def test_the_view_is_stamped_where_a_connection_serves_one(
+    make_engine, settings, worker, max_age, named
+):
     settings.CONN_GUARD = {"STAMP_ORIGIN": "view"}
     alias = make_engine(CONN_MAX_AGE=max_age)
     settings.ALLOWED_HOSTS = ["*"]
     settings.MIDDLEWARE = ["conn_guard.middleware.ConnectionGuardMiddleware"]
-    settings.ROOT_URLCONF = type("urls", (), {"urlpatterns": [path("", view_of(alias), name="home")]})
+    settings.ROOT_URLCONF = type(
+        "urls", (), {"urlpatterns": [path("", view_of(alias), name="home")]}
+    )
 
     def request():
         response = WSGIHandler()(RequestFactory().get("/").environ, lambda *args: None)
@@ -627,5 +687,7 @@ def test_an_atomic_block_whose_connection_was_taken_opens_no_other(guarded):
     with transaction.atomic(using=guarded.name):
         guarded.wrapper.close()
         guarded.wrapper.connection = None
-        with pytest.raises(ProgrammingError, match="Cannot open a new connection in an atomic block"):
+        with pytest.raises(
+            ProgrammingError, match="Cannot open a new connection in an atomic block"
+        ):
             guarded.query()

@@ -1,4 +1,6 @@
-"""The engine's pages: their settings are settings, their code runs, and their links lead somewhere."""
+"""The engine's pages: their settings are settings, their code runs, and their links lead
+somewhere.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def rows(page, *, under):
     """Return the cells of the first table on *page* under the heading *under*."""
     text = (DOCS / page).read_text().partition(f"# {under}\n")[2]
     table = re.search(r"^\|.*?(?=\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()[2:]]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()[2:]
+    ]
 
 
 @pytest.mark.parametrize(("engine", "base"), rows(REFERENCE, under="The engine's settings"))
@@ -77,7 +81,10 @@ def test_the_names_are_what_the_stamp_makes():
 
 
 def test_the_loggers_are_the_loggers():
-    assert [name.strip("`") for name, _ in rows(REFERENCE, under="Loggers")] == [leaks.logger.name, keeper.logger.name]
+    assert [name.strip("`") for name, _ in rows(REFERENCE, under="Loggers")] == [
+        leaks.logger.name,
+        keeper.logger.name,
+    ]
 
 
 def test_the_mark_is_the_mark():
@@ -85,12 +92,20 @@ def test_the_mark_is_the_mark():
 
 
 def test_the_statements_that_are_said_to_make_state_do():
-    ran = [session for session, _ in rows(EXPLANATION, under="What is never replaced") if session.startswith("ran ")]
+    ran = [
+        session
+        for session, _ in rows(EXPLANATION, under="What is never replaced")
+        if session.startswith("ran ")
+    ]
     examples = {
-        "SET": "SET statement_timeout = 50", "set_config": "SELECT set_config('statement_timeout', '50', false)",
-        "PREPARE": "PREPARE p AS SELECT 1", "CREATE TEMP": "CREATE TEMP TABLE t (n int)",
-        "DECLARE … WITH HOLD": "DECLARE c CURSOR WITH HOLD FOR SELECT 1", "SET ROLE": "SET ROLE low", "LISTEN": "LISTEN jobs",
-    }  # fmt: skip
+        "SET": "SET statement_timeout = 50",
+        "set_config": "SELECT set_config('statement_timeout', '50', false)",
+        "PREPARE": "PREPARE p AS SELECT 1",
+        "CREATE TEMP": "CREATE TEMP TABLE t (n int)",
+        "DECLARE … WITH HOLD": "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+        "SET ROLE": "SET ROLE low",
+        "LISTEN": "LISTEN jobs",
+    }
     named = re.findall(r"`([^`]+)`", " ".join(ran))
     assert set(named) == set(examples)
     assert all(read(examples[each]) is Leaves.STATE for each in named)

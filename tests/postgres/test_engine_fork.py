@@ -28,12 +28,16 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def fork_in_c():
-    """Fork as uWSGI does, so that Python and what it would call know nothing of it; the lock of the interpreter stays held."""
+    """Fork as uWSGI does, so that Python and what it would call know nothing of it; the lock of the
+    interpreter stays held.
+    """
     return ctypes.PyDLL(None).fork()
 
 
 def in_child(function, fork=os.fork):
-    """Return what *function* returns as text, or the error that it raises, in a forked child that then dies at once."""
+    """Return what *function* returns as text, or the error that it raises, in a forked child that
+    then dies at once.
+    """
     read, write = os.pipe()
     child = fork()
     if child == 0:
@@ -75,7 +79,9 @@ def test_a_child_that_closes_ends_no_session_of_its_parent(guarded, how):
 
 
 @pytest.mark.parametrize("rested", [True, False])
-def test_a_child_that_is_forked_without_pythons_knowledge_is_noticed_at_its_first_use(guarded, until, rested):
+def test_a_child_that_is_forked_without_pythons_knowledge_is_noticed_at_its_first_use(
+    guarded, until, rested
+):
     parent = guarded.pid()
     used_at = guarded.wrapper.tenure.used_at
     until(lambda: time.monotonic() - used_at > 0.01)
@@ -124,11 +130,14 @@ def test_a_session_ends_with_its_parent_though_a_child_lives_on(guarded, until):
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
-        # The number of a closed file must not be closed again by the driver, when it may be somebody else's.
+        # The number of a closed file must not be closed again by the driver, when it may be
+        # somebody else's.
         os.dup2(ready, guarded.wrapper.connection.fileno())
 
 
-def test_a_child_forked_inside_an_atomic_block_gets_the_error_until_the_block_is_left(guarded, table):
+def test_a_child_forked_inside_an_atomic_block_gets_the_error_until_the_block_is_left(
+    guarded, table
+):
     def child():
         insert = f"INSERT INTO {table} (n) VALUES (2)"
         try:
@@ -177,7 +186,9 @@ def test_a_child_that_leaves_the_atomic_block_it_was_forked_in_may_query_again(g
 
 
 @pytest.mark.parametrize("fork", [os.fork, fork_in_c])
-def test_the_keeper_works_in_the_parent_and_in_the_child(make_engine, settings, until, worker, fork):
+def test_the_keeper_works_in_the_parent_and_in_the_child(
+    make_engine, settings, until, worker, fork
+):
     settings.CONN_GUARD = {"ENGINE_IDLE_FOR": 0.1}
     alias = make_engine(CONN_MAX_AGE=None)
     parent = worker(alias.pid)
@@ -195,7 +206,9 @@ def test_the_keeper_works_in_the_parent_and_in_the_child(make_engine, settings, 
     until(lambda: parent not in alias.pids())
 
 
-@pytest.mark.skipif(django.VERSION < (5, 1) or not is_psycopg3, reason="Django's pool came with 5.1, for psycopg 3")
+@pytest.mark.skipif(
+    django.VERSION < (5, 1) or not is_psycopg3, reason="Django's pool came with 5.1, for psycopg 3"
+)
 @pytest.mark.parametrize("fork", [os.fork, fork_in_c])
 def test_a_child_gets_a_pool_of_its_own(make_engine, fork):
     alias = make_engine(options={"pool": {"min_size": 2, "max_size": 2, "timeout": 5}})
@@ -227,7 +240,8 @@ import environ
 address = environ.Env.db_url_config(os.environ["ENGINE_ADDRESS"])
 address = {**address, "ENGINE": "conn_guard.engine.postgresql", "CONN_MAX_AGE": None}
 settings.configure(
-    SECRET_KEY="tests", ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, DATABASES={"default": address}, MIDDLEWARE=[],
+    SECRET_KEY="tests", ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, DATABASES={"default": address},
+    MIDDLEWARE=[],
     INSTALLED_APPS=["conn_guard"],
 )
 django.setup()
@@ -256,13 +270,25 @@ def site(tmp_path):
 
 def run_script(script, environment):
     command = [sys.executable, "-W", "error:This process:DeprecationWarning", "-c", script]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=90, check=False
+    )
 
 
 def test_gunicorn_with_preload(site, until, tmp_path):
     pytest.importorskip("gunicorn")
     bound = tmp_path / "bound"
-    command = [sys.executable, "-m", "gunicorn", "--preload", "-w", "2", "-b", "127.0.0.1:0", "forking_site:application"]
+    command = [
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "--preload",
+        "-w",
+        "2",
+        "-b",
+        "127.0.0.1:0",
+        "forking_site:application",
+    ]
     with open(bound, "w") as log:
         server = subprocess.Popen(command, env=site, stderr=log)
     try:
@@ -274,7 +300,9 @@ def test_gunicorn_with_preload(site, until, tmp_path):
                 return tuple(map(int, response.read().split()))
 
         answers: set[tuple[int, ...]] = set()
-        until(lambda: answers.add(fetch()) or len({answer[0] for answer in answers}) == 2, timeout=30)
+        until(
+            lambda: answers.add(fetch()) or len({answer[0] for answer in answers}) == 2, timeout=30
+        )
     finally:
         server.terminate()
         server.wait(20)
@@ -300,11 +328,12 @@ if __name__ == "__main__":
 def test_celerys_prefork_pool(site, until, tmp_path):
     pytest.importorskip("celery")
     (tmp_path / "forking_tasks.py").write_text(
-        "import os\nfrom celery import Celery\nfrom forking_site import PARENT, pid\n"
-        f"app = Celery(broker='filesystem://', backend='file://{tmp_path}')\n"
-        "folders = {'data_folder_in': os.environ['BROKER'], 'data_folder_out': os.environ['BROKER']}\n"
-        "app.conf.broker_transport_options = {**folders, 'control_folder': os.environ['BROKER']}\n"
-        "@app.task\ndef session():\n    return os.getpid(), pid(), PARENT\n"
+        "import os\nfrom celery import Celery\nfrom forking_site import PARENT, pid\napp ="
+        f" Celery(broker='filesystem://', backend='file://{tmp_path}')\nfolders ="
+        " {'data_folder_in': os.environ['BROKER'], 'data_folder_out':"
+        " os.environ['BROKER']}\napp.conf.broker_transport_options = {**folders,"
+        " 'control_folder': os.environ['BROKER']}\n@app.task\ndef session():\n    return"
+        " os.getpid(), pid(), PARENT\n"
     )
     environment = {**site, "BROKER": str(tmp_path)}
     command = [

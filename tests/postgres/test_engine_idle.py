@@ -1,4 +1,6 @@
-"""The idle limit: a living thread's unused connection is closed, and none that anybody would miss."""
+"""The idle limit: a living thread's unused connection is closed, and none that anybody would
+miss.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def _limit(settings):
 
 @pytest.fixture
 def rests(make_engine, worker):
-    """Return a function that waits until the keeper has passed everybody who is due now, and once again."""
+    """Return a function that waits until the keeper has passed everybody who is due now, and once
+    again.
+    """
 
     def rest():
         for _ in range(2):
@@ -69,7 +73,9 @@ def test_use_puts_it_off(guarded, worker, until):
 
 
 def test_a_long_query_is_use(guarded, worker):
-    assert worker(guarded.query, "SELECT pg_sleep(%s), pg_backend_pid()", [4 * LIMIT_S])[0][1] == worker(guarded.pid)
+    assert worker(guarded.query, "SELECT pg_sleep(%s), pg_backend_pid()", [4 * LIMIT_S])[0][
+        1
+    ] == worker(guarded.pid)
     with guarded.wrapper.cursor() as cursor:
         for run, parameters in ((cursor.execute, [0.05]), (cursor.executemany, [[0.05]])):
             begun = time.monotonic()
@@ -95,9 +101,17 @@ def test_a_session_that_ended_meanwhile_is_let_go(guarded, worker, until):
 
 @pytest.mark.parametrize(
     ("idle_for", "max_age", "seconds"),
-    [("auto", 0, 60), ("auto", 30, 30), ("auto", 0.5, 0.5), ("auto", None, math.inf), (timedelta(minutes=2), None, 120),
-     (5, 60, 5), (None, 0, math.inf), (None, 60, math.inf)],
-)  # fmt: skip
+    [
+        ("auto", 0, 60),
+        ("auto", 30, 30),
+        ("auto", 0.5, 0.5),
+        ("auto", None, math.inf),
+        (timedelta(minutes=2), None, 120),
+        (5, 60, 5),
+        (None, 0, math.inf),
+        (None, 60, math.inf),
+    ],
+)
 def test_the_limit_follows_the_settings(make_engine, settings, idle_for, max_age, seconds):
     settings.CONN_GUARD = {"ENGINE_IDLE_FOR": idle_for}
     alias = make_engine(CONN_MAX_AGE=max_age)
@@ -108,7 +122,9 @@ def test_the_limit_follows_the_settings(make_engine, settings, idle_for, max_age
 def test_what_django_does_at_connect_is_not_state(make_engine, worker):
     options = {"assume_role": "pg_monitor", "isolation_level": 3}
     alias = make_engine(CONN_MAX_AGE=None, TIME_ZONE="Europe/Berlin", options=options)
-    assert worker(alias.query, "SELECT current_user::text, current_setting('TimeZone')") == [("pg_monitor", "Europe/Berlin")]
+    assert worker(alias.query, "SELECT current_user::text, current_setting('TimeZone')") == [
+        ("pg_monitor", "Europe/Berlin")
+    ]
     assert alias.becomes(0)
 
 
@@ -268,8 +284,12 @@ STATES = {
     "a setting of the application's own": "SELECT set_config('app.tenant', '5', false)",
     "a prepared statement": "PREPARE p AS SELECT 1",
     "a cursor that is held": "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
-    "a setting made out of sight": "DO $$ BEGIN EXECUTE 'SET statement_time' || 'out = 50000'; END $$",
-    "a lock taken out of sight": "DO $$ BEGIN EXECUTE 'SELECT pg_advisory_' || 'lock(4711)'; END $$",
+    "a setting made out of sight": (
+        "DO $$ BEGIN EXECUTE 'SET statement_time' || 'out = 50000'; END $$"
+    ),
+    "a lock taken out of sight": (
+        "DO $$ BEGIN EXECUTE 'SELECT pg_advisory_' || 'lock(4711)'; END $$"
+    ),
 }
 MARK = "/* conn_guard:holds-state */ SELECT 1"
 
@@ -296,19 +316,27 @@ def test_a_session_whose_state_was_found_is_missed_by_the_caller(guarded, worker
 
 @pytest.mark.parametrize(
     ("make", "end"),
-    [("SELECT pg_advisory_lock(4711)", "SELECT pg_advisory_unlock(4711)"), ("LISTEN jobs", "UNLISTEN *"),
-     ("CREATE TEMP TABLE t (n int)", "DROP TABLE t"), ("SET ROLE pg_monitor", "RESET ROLE"),
-     ("SET statement_timeout = 50000", "RESET statement_timeout")],
-)  # fmt: skip
+    [
+        ("SELECT pg_advisory_lock(4711)", "SELECT pg_advisory_unlock(4711)"),
+        ("LISTEN jobs", "UNLISTEN *"),
+        ("CREATE TEMP TABLE t (n int)", "DROP TABLE t"),
+        ("SET ROLE pg_monitor", "RESET ROLE"),
+        ("SET statement_timeout = 50000", "RESET statement_timeout"),
+    ],
+)
 def test_a_session_whose_state_is_gone_is_closed(guarded, worker, make, end):
     worker(guarded.query, make)
     worker(guarded.query, end)
     assert guarded.becomes(0)
 
 
-def test_a_session_is_asked_once_in_a_period_of_rest_and_again_in_the_next(guarded, worker, rests, until, ask):
+def test_a_session_is_asked_once_in_a_period_of_rest_and_again_in_the_next(
+    guarded, worker, rests, until, ask
+):
     def marked_at():
-        statement = "SELECT state_change FROM pg_stat_activity WHERE application_name = %s AND query = %s"
+        statement = (
+            "SELECT state_change FROM pg_stat_activity WHERE application_name = %s AND query = %s"
+        )
         return ask(statement, [guarded.name, MARK])
 
     worker(guarded.query, "LISTEN jobs")
@@ -347,7 +375,9 @@ def test_behind_a_pooler_that_shares_sessions_nothing_is_asked(guarded, worker, 
 # Under load
 
 
-LONG = pytest.mark.skipif(os.environ.get("CONN_GUARD_REQUIRE") != "all", reason="takes a minute: CONN_GUARD_REQUIRE=all")
+LONG = pytest.mark.skipif(
+    os.environ.get("CONN_GUARD_REQUIRE") != "all", reason="takes a minute: CONN_GUARD_REQUIRE=all"
+)
 
 
 @pytest.mark.parametrize("times", [500, pytest.param(10_000, marks=LONG)])
@@ -370,7 +400,8 @@ def test_threads_that_rest_and_work_lose_nothing(guarded, settings, table, ask, 
                 # About as long as the limit: now the thread comes first, now the keeper.
                 threading.Event().wait(0.04 + 0.01 * (turn // 100 % 5))
 
-    # Threads that wait for each other would be waited for: all of them show where, and the process ends.
+    # Threads that wait for each other would be waited for: all of them show where, and the process
+    # ends.
     faulthandler.dump_traceback_later(300, exit=True, file=sys.__stderr__)
     try:
         with ThreadPoolExecutor(threads) as pool:
@@ -443,16 +474,22 @@ def test_the_keeper_outlives_a_failure(keep, until, caplog):
 def run_script(script, **environment):
     paths = os.pathsep.join([str(ROOT), str(ROOT / "src")])
     return subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths, **environment}, cwd=ROOT,
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 SITE = """
 import django
 from django.conf import settings
 import tests.settings as site
-default = {**site.DATABASES["default"], "ENGINE": "conn_guard.engine.postgresql", "CONN_MAX_AGE": None}
+default = {**site.DATABASES["default"], "CONN_MAX_AGE": None}
+default["ENGINE"] = "conn_guard.engine.postgresql"
 settings.configure(DATABASES={"default": default}, CONN_GUARD={"ENGINE_IDLE_FOR": SECONDS})
 django.setup()
 from django.db import connection
@@ -466,16 +503,24 @@ def query():
 
 @pytest.mark.parametrize("idle_for", [0.05, 60])
 def test_the_keeper_ends_with_its_process(idle_for):
-    """Also where code that runs at exit connects, and where only the engine is there and not the app."""
+    """Also where code that runs at exit connects, and where only the engine is there and not the
+    app.
+    """
     script = "import atexit\natexit.register(lambda: print(keeper._state.thread.is_alive()))\n"
     script += SITE.replace("SECONDS", str(idle_for)) + "atexit.register(query)\nprint(query())\n"
-    script += "from conn_guard.engine import keeper\natexit.register(lambda: query() and connection.close())\n"
+    script += (
+        "from conn_guard.engine import keeper\natexit.register(lambda: query() and"
+        " connection.close())\n"
+    )
     run = run_script(script + "connection.close()\n")
     assert (run.returncode, run.stdout, run.stderr) == (0, "(1,)\nFalse\n", "")
 
 
 def test_without_a_limit_there_is_no_keeper():
-    script = SITE.replace("SECONDS", "None") + "import threading\nquery()\nprint(threading.active_count())\n"
+    script = (
+        SITE.replace("SECONDS", "None")
+        + "import threading\nquery()\nprint(threading.active_count())\n"
+    )
     assert run_script(script + "connection.close()\n").stdout == "1\n"
 
 
@@ -495,7 +540,8 @@ def work():
     assert query() == (1,)
     wrapper.close()
     return True
-print([greenlet.value for greenlet in gevent.joinall([gevent.spawn(work) for _ in range(3)], timeout=30)])
+done = gevent.joinall([gevent.spawn(work) for _ in range(3)], timeout=30)
+print([greenlet.value for greenlet in done])
 from conn_guard.engine import keeper
 print(keeper._state.thread.is_alive())
 """

@@ -16,7 +16,8 @@ from django.urls import path
 from conn_guard.engine import keeper
 
 HELD = re.compile(
-    r"The connection '(?P<alias>\w+)' to session (?P<session>\d+) is held for \d+\.\d s by process (?P<process>\d+), "
+    r"The connection '(?P<alias>\w+)' to session (?P<session>\d+) is held for \d+\.\d s by process"
+    r" (?P<process>\d+), "
     r"view (?P<view>[^.]\S*(?: \(\w+\))?)\. It was opened by:\n(?P<stack>.*)",
     re.DOTALL,
 )
@@ -25,7 +26,9 @@ HELD = re.compile(
 @pytest.fixture
 def reports(caplog):
     """Return a function that gives what was logged on conn_guard.leaks."""
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "conn_guard.leaks"]
+    return lambda: [
+        record.getMessage() for record in caplog.records if record.name == "conn_guard.leaks"
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -37,19 +40,30 @@ def open_it(alias):
     return alias.pid()
 
 
-def test_what_is_held_too_long_is_reported_once_with_its_opener_and_told_when_it_is_closed(guarded, reports, until):
+def test_what_is_held_too_long_is_reported_once_with_its_opener_and_told_when_it_is_closed(
+    guarded, reports, until
+):
     pid = open_it(guarded)
     (report,) = until(reports)
     match = HELD.fullmatch(report)
-    assert (match["alias"], int(match["session"]), int(match["process"])) == (guarded.name, pid, os.getpid())
+    assert (match["alias"], int(match["session"]), int(match["process"])) == (
+        guarded.name,
+        pid,
+        os.getpid(),
+    )
     assert match["view"] == "unknown"
     frames = match["stack"].split('  File "')
     assert "in open_it\n    return alias.pid()" in frames[-3]
-    assert "in query\n    with self.wrapper.cursor()" in frames[-1], "the engine and Django's backends are left out"
+    assert "in query\n    with self.wrapper.cursor()" in frames[-1], (
+        "the engine and Django's backends are left out"
+    )
     guarded.query()
     guarded.wrapper.close()
     closed = until(lambda: reports()[1:])
-    told = r"The connection '\w+' to session \d+, held too long, was closed after all, after \d+\.\d s\."
+    told = (
+        r"The connection '\w+' to session \d+, held too long, was closed after all, after"
+        r" \d+\.\d s\."
+    )
     assert len(closed) == 1
     assert re.fullmatch(told, closed[0])
 

@@ -13,14 +13,22 @@ from django.core.management import CommandError, call_command
 from django.db import DataError, connections, transaction
 
 from conn_guard.policy import Policy, Verdict, judge
-from conn_guard.postgres import BEGIN_NOTE, READ_NOTE, SIGNAL, InTransactionError, Server, _signal_parameters
+from conn_guard.postgres import (
+    BEGIN_NOTE,
+    READ_NOTE,
+    SIGNAL,
+    InTransactionError,
+    Server,
+    _signal_parameters,
+)
 from conn_guard.reaper import Orders, Reaper
 from conn_guard.reports import Action
 from conn_guard.sessions import State
 from tests.polling import until
 from tests.postgres.reaping import RawClient, new_role, reap
 
-# With transaction=False every test would run inside an atomic block, where the reaper refuses to work.
+# With transaction=False every test would run inside an atomic block, where the reaper refuses to
+# work.
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
 
@@ -32,13 +40,15 @@ def alive(ask):
 
 @pytest.fixture
 def rested(ask, application_name):
-    """Return a function that waits until every session of the test rests for 0.3 s, and gives what to reap by."""
+    """Return a function that waits until every session of the test rests for 0.3 s, and gives what
+    to reap by.
+    """
 
     def wait() -> tuple[str, ...]:
         until(
             lambda: ask(
-                "SELECT min(clock_timestamp() - coalesce(state_change, backend_start)) > interval '0.35 s'"
-                " FROM pg_stat_activity WHERE application_name LIKE %s",
+                "SELECT min(clock_timestamp() - coalesce(state_change, backend_start)) > interval"
+                " '0.35 s' FROM pg_stat_activity WHERE application_name LIKE %s",
                 [f"{application_name}%"],
             )[0][0]
         )
@@ -88,11 +98,16 @@ def test_a_session_at_rest_is_ended_and_gone(session_factory, rested, alive):
 
 def test_the_event_of_a_session_says_which_it_was(session_factory, rested, application_name):
     session = session_factory()
-    ((backend_start,),) = session.execute("SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+    ((backend_start,),) = session.execute(
+        "SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+    )
     event = reap(*rested()).sessions[session.pid]
     settings = connections["default"].settings_dict
     assert event.pop("idle_seconds") >= 0.3
-    assert event.pop("backend_start") == backend_start.astimezone(connections["default"].timezone).isoformat()
+    assert (
+        event.pop("backend_start")
+        == backend_start.astimezone(connections["default"].timezone).isoformat()
+    )
     assert event.pop("client") in ("127.0.0.1", "::1", None)
     assert event == {
         "event": "session",
@@ -111,7 +126,11 @@ def test_a_dry_run_shows_the_same_and_ends_nobody(session_factory, rested, alive
     session = session_factory()
     run = reap(*rested(), "--dry-run")
     assert run.fate(session) == ("would_signal", None)
-    assert (run.summary["candidates"], run.summary["signalled"], run.summary["dry_run"]) == (1, 0, True)
+    assert (run.summary["candidates"], run.summary["signalled"], run.summary["dry_run"]) == (
+        1,
+        0,
+        True,
+    )
     assert alive(session)
 
 
@@ -180,7 +199,9 @@ def test_a_session_that_the_engine_marked_is_spared(session_factory, rested):
     assert reap(*rested()).fate(session) == ("spared", "holds_state")
 
 
-def test_the_owner_of_a_temporary_table_is_spared_where_the_server_can_tell(session_factory, rested, ask):
+def test_the_owner_of_a_temporary_table_is_spared_where_the_server_can_tell(
+    session_factory, rested, ask
+):
     # Gaps in the slots are what older servers get wrong.
     gap, plain, owner = session_factory(), session_factory(), session_factory()
     gap.close()
@@ -219,32 +240,58 @@ def test_transactions_at_rest_are_spared_unless_asked_for(session_factory, reste
         aborted.execute("SELECT 1 / 0")
     run = reap(*rested())
     assert run.fate(open_) == run.fate(aborted) == ("spared", "idle_in_transaction")
-    assert reap(*rested(), "--idle-in-transaction-for", "1h").fate(open_) == ("not_due", "too_young")
+    assert reap(*rested(), "--idle-in-transaction-for", "1h").fate(open_) == (
+        "not_due",
+        "too_young",
+    )
     run = reap(*rested(), "--idle-in-transaction-for", "0.3s")
     assert run.fate(open_) == run.fate(aborted) == ("signalled", None)
     assert not alive(open_)
     assert not alive(aborted)
 
 
-def test_protected_applications_are_spared_and_ours_replace_the_default(session_factory, rested, settings, application_name):
+def test_protected_applications_are_spared_and_ours_replace_the_default(
+    session_factory, rested, settings, application_name
+):
     psql, mine = session_factory(application_name="psql"), session_factory()
     arguments = rested()
     settings.CONN_GUARD = {"PROTECTED_APPLICATIONS": [f"{application_name}*"]}
-    run = reap(*arguments[:2], "--application-name", "psql", "--application-name", f"{application_name}*", "--dry-run")
+    run = reap(
+        *arguments[:2],
+        "--application-name",
+        "psql",
+        "--application-name",
+        f"{application_name}*",
+        "--dry-run",
+    )
     assert run.fate(mine) == ("spared", "protected_application")
     assert run.fate(psql) == ("would_signal", None)
     settings.CONN_GUARD = {}
-    assert reap(*arguments[:2], "--application-name", "psql", "--dry-run").fate(psql) == ("spared", "protected_application")
+    assert reap(*arguments[:2], "--application-name", "psql", "--dry-run").fate(psql) == (
+        "spared",
+        "protected_application",
+    )
 
 
 @pytest.mark.parametrize("stamp", ["", ":4711", ":4711:shop.views.cart"])
-def test_an_exclusion_meets_a_name_with_and_without_its_stamp(session_factory, rested, application_name, stamp):
+def test_an_exclusion_meets_a_name_with_and_without_its_stamp(
+    session_factory, rested, application_name, stamp
+):
     session = session_factory(application_name=f"{application_name}{stamp}")
     arguments = rested()
     for glob in (application_name, f"{application_name}*", f"{application_name}{stamp}"):
-        assert reap(*arguments, "--exclude-application-name", glob).fate(session) == ("spared", "excluded")
-    assert reap(*arguments[:2], "--application-name", application_name, "--dry-run").fate(session)[0] == "would_signal"
-    assert reap(*arguments[:2], "--application-name", application_name.upper(), "--dry-run").sessions == {}
+        assert reap(*arguments, "--exclude-application-name", glob).fate(session) == (
+            "spared",
+            "excluded",
+        )
+    assert (
+        reap(*arguments[:2], "--application-name", application_name, "--dry-run").fate(session)[0]
+        == "would_signal"
+    )
+    assert (
+        reap(*arguments[:2], "--application-name", application_name.upper(), "--dry-run").sessions
+        == {}
+    )
 
 
 # The statement that signals
@@ -262,7 +309,9 @@ def listed(server, application_name):
     """Return a function that gives the test's only session as the reaper lists it."""
 
     def find():
-        (session,) = (each for each in server.list_sessions() if each.application_name == application_name)
+        (session,) = (
+            each for each in server.list_sessions() if each.application_name == application_name
+        )
         return session
 
     return find
@@ -278,7 +327,9 @@ def test_a_session_that_moved_since_listed_is_spared(session_factory, server, li
     until(lambda: not alive(session))
 
 
-def test_a_session_that_wakes_between_listing_and_signal_is_reported_as_moved_on(session_factory, rested, alive, monkeypatch):
+def test_a_session_that_wakes_between_listing_and_signal_is_reported_as_moved_on(
+    session_factory, rested, alive, monkeypatch
+):
     one, two = session_factory(), session_factory()
     list_sessions = Server.list_sessions
 
@@ -313,8 +364,12 @@ def test_a_transaction_that_began_unseen_is_spared(session_factory, server, list
     assert alive(session)
 
 
-def test_a_session_that_still_sends_its_answer_is_spared(address, application_name, ask, server, listed, alive):
-    """The state says idle as soon as the answer is formed; until the client has read it, the wait event says otherwise."""
+def test_a_session_that_still_sends_its_answer_is_spared(
+    address, application_name, ask, server, listed, alive
+):
+    """The state says idle as soon as the answer is formed; until the client has read it, the wait
+    event says otherwise.
+    """
     client = _sending(address, application_name, ask)
     try:
         session = listed()
@@ -328,9 +383,12 @@ def test_a_session_that_still_sends_its_answer_is_spared(address, application_na
 
 
 def _sending(address, application_name, ask):
-    """Return a client that reads nothing, with an answer of the very size at which the server is idle and still sends."""
+    """Return a client that reads nothing, with an answer of the very size at which the server is
+    idle and still sends.
+    """
     for _ in range(8):
-        # What fits into the buffers between the two is soon at rest, what is longer stays active: the edge is wanted.
+        # What fits into the buffers between the two is soon at rest, what is longer stays active:
+        # the edge is wanted.
         fits, too_long = 0, 160_000
         while too_long - fits > 1:
             rows = (fits + too_long) // 2
@@ -345,20 +403,32 @@ def _sending(address, application_name, ask):
 
 
 def _settled(ask, pid):
-    rows = ask("SELECT state, wait_event FROM pg_stat_activity WHERE pid = %s AND query <> ''", [pid])
+    rows = ask(
+        "SELECT state, wait_event FROM pg_stat_activity WHERE pid = %s AND query <> ''", [pid]
+    )
     return rows[0] if rows and rows[0][1] else None
 
 
-def test_each_victim_of_a_message_is_looked_at_afresh(session_factory, server, application_name, alive, ask):
-    """Whoever wakes while another is signalled is spared, because each has a transaction of its own."""
+def test_each_victim_of_a_message_is_looked_at_afresh(
+    session_factory, server, application_name, alive, ask
+):
+    """Whoever wakes while another is signalled is spared, because each has a transaction of its
+    own.
+    """
     sessions = {session.pid: session for session in (session_factory(), session_factory())}
-    victim, other = (each for each in server.list_sessions() if each.application_name == application_name)
+    victim, other = (
+        each for each in server.list_sessions() if each.application_name == application_name
+    )
     session = sessions[other.pid]
     ((own,),) = server._rows("SELECT pg_backend_pid()")
     parameters = ["1:", *_signal_parameters(victim), *_signal_parameters(other)]
 
     def wake():
-        until(lambda: ask("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND pid = %s", [own]))
+        until(
+            lambda: ask(
+                "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND pid = %s", [own]
+            )
+        )
         session.execute("SELECT 'awake'")
 
     thread = threading.Thread(target=wake)
@@ -369,7 +439,9 @@ def test_each_victim_of_a_message_is_looked_at_afresh(session_factory, server, a
     assert alive(session)
 
 
-def test_a_refusal_takes_no_answer_from_those_before_and_gives_none_to_those_after(session_factory, server, application_name):
+def test_a_refusal_takes_no_answer_from_those_before_and_gives_none_to_those_after(
+    session_factory, server, application_name
+):
     for _ in range(12):
         session_factory()
     listed = [each for each in server.list_sessions() if each.application_name == application_name]
@@ -380,9 +452,13 @@ def test_a_refusal_takes_no_answer_from_those_before_and_gives_none_to_those_aft
     assert isinstance(answers[7], DataError)
 
 
-def test_a_message_that_is_refused_as_a_whole_repeats_no_old_answers(session_factory, server, application_name, monkeypatch):
+def test_a_message_that_is_refused_as_a_whole_repeats_no_old_answers(
+    session_factory, server, application_name, monkeypatch
+):
     session_factory(), session_factory()
-    one, two = (each for each in server.list_sessions() if each.application_name == application_name)
+    one, two = (
+        each for each in server.list_sessions() if each.application_name == application_name
+    )
     assert server.signal([one]) == [True]
     monkeypatch.setattr("conn_guard.postgres.BEGIN_NOTE", f"SELECT 1 / 0; {BEGIN_NOTE}")
     (answer,) = server.signal([two])
@@ -455,18 +531,30 @@ def test_max_ends_the_longest_idle_first(session_factory, rested, alive):
     assert alive(sessions[2])
 
 
-def test_keep_spares_the_most_recently_used_of_each_application(session_factory, rested, application_name):
-    sessions = [session_factory(application_name=f"{application_name}:{pid}") for pid in (11, 12, 13)]
+def test_keep_spares_the_most_recently_used_of_each_application(
+    session_factory, rested, application_name
+):
+    sessions = [
+        session_factory(application_name=f"{application_name}:{pid}") for pid in (11, 12, 13)
+    ]
     for session in sessions:
         session.execute("SELECT 1")
     run = reap(*rested(), "--keep", "2")
-    assert [run.fate(session) for session in sessions] == [("signalled", None), ("spared", "keep"), ("spared", "keep")]
+    assert [run.fate(session) for session in sessions] == [
+        ("signalled", None),
+        ("spared", "keep"),
+        ("spared", "keep"),
+    ]
 
 
 def test_below_the_threshold_of_slots_nobody_is_ended(session_factory, rested, alive):
     session = session_factory()
     run = reap(*rested(), "--when-above", "99%")
-    assert (run.exit_code, run.summary["status"], run.summary["signalled"]) == (0, "below_threshold", 0)
+    assert (run.exit_code, run.summary["status"], run.summary["signalled"]) == (
+        0,
+        "below_threshold",
+        0,
+    )
     assert alive(session)
     assert reap(*rested(), "--when-above", "0").fate(session) == ("signalled", None)
 
@@ -484,7 +572,10 @@ def test_the_nearest_limit_counts(ask, session_factory, rested, application_name
 
 
 def test_roles_are_named_exactly(ask, session_factory, rested, application_name):
-    with new_role(ask, f"one-{application_name}") as one, new_role(ask, f"two-{application_name}") as two:
+    with (
+        new_role(ask, f"one-{application_name}") as one,
+        new_role(ask, f"two-{application_name}") as two,
+    ):
         own, first, second = session_factory(), session_factory(user=one), session_factory(user=two)
         arguments = (*rested(), "--dry-run")
         assert set(reap(*arguments).sessions) == {own.pid}
@@ -500,7 +591,9 @@ def test_roles_are_named_exactly(ask, session_factory, rested, application_name)
 # More than one
 
 
-def test_one_reaper_at_a_time_for_a_scope(session_factory, rested, ask, alive, tmp_path, application_name):
+def test_one_reaper_at_a_time_for_a_scope(
+    session_factory, rested, ask, alive, tmp_path, application_name
+):
     session = session_factory()
     arguments = rested()
     metrics = tmp_path / "reaper.prom"
@@ -508,8 +601,15 @@ def test_one_reaper_at_a_time_for_a_scope(session_factory, rested, ask, alive, t
     with Reaper("default", policy, Orders(stays=True)) as first:
         assert first.reap().failure is None
         run = reap(*arguments, "--wait", "0.2s", "--metrics-file", str(metrics))
-        assert (run.exit_code, run.summary["status"], run.summary["signalled"]) == (0, "already_running", 0)
-        holder = ask("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND classid = 1668247143 AND granted")
+        assert (run.exit_code, run.summary["status"], run.summary["signalled"]) == (
+            0,
+            "already_running",
+            0,
+        )
+        holder = ask(
+            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND classid = 1668247143 AND"
+            " granted"
+        )
         assert any(f"pid {pid}, connected for " in run.stderr for (pid,) in holder)
         assert alive(session)
         assert "last_success" not in metrics.read_text()
@@ -551,14 +651,18 @@ def test_an_alias_that_fails_stops_no_other(session_factory, rested, tmp_path, m
     monkeypatch.setitem(connections.settings["default"], "PORT", "1")
     monkeypatch.setattr("conn_guard.reaper.CONNECT_FOR", timedelta(0))
     metrics = tmp_path / "reaper.prom"
-    metrics.write_text('conn_guard_reaper_last_success_timestamp_seconds{alias="default"} 1700000000.0\n')
+    metrics.write_text(
+        'conn_guard_reaper_last_success_timestamp_seconds{alias="default"} 1700000000.0\n'
+    )
     run = reap(*rested(), "--all-databases", "--metrics-file", str(metrics))
     assert run.exit_code == 5
     assert [(event["alias"], event["exit"]) for event in run.errors] == [("default", 5)]
     assert set(run.summaries) == {"other"}
     assert run.fate(session) == ("signalled", None)
     text = metrics.read_text()
-    assert 'conn_guard_reaper_last_success_timestamp_seconds{alias="default"} 1700000000.0\n' in text
+    assert (
+        'conn_guard_reaper_last_success_timestamp_seconds{alias="default"} 1700000000.0\n' in text
+    )
     assert 'conn_guard_reaper_last_run_exit_code{alias="default"} 5\n' in text
     assert 'conn_guard_reaper_last_run_signalled{alias="other"} 1\n' in text
     assert metrics.stat().st_mode & 0o777 == 0o644
@@ -591,7 +695,9 @@ def test_the_reapers_own_session_is_its_own(session_factory, rested, monkeypatch
     assert (run.exit_code, run.fate(session)) == (0, ("signalled", None))
 
 
-def test_an_assumed_role_does_not_blind_the_reaper(session_factory, rested, ask, application_name, monkeypatch):
+def test_an_assumed_role_does_not_blind_the_reaper(
+    session_factory, rested, ask, application_name, monkeypatch
+):
     with new_role(ask, f"assumed-{application_name}", "NOLOGIN") as role:
         session = session_factory()
         monkeypatch.setitem(connections.settings["default"], "OPTIONS", {"assume_role": role})
@@ -607,7 +713,9 @@ def test_time_zones_change_nothing(session_factory, rested, settings, ask, use_t
 
 
 def test_nothing_is_sent_but_what_this_room_holds(session_factory, ask, application_name, rested):
-    """No receiver of connection_created runs on the reaper's session, and its own settings are in force."""
+    """No receiver of connection_created runs on the reaper's session, and its own settings are in
+    force.
+    """
     from django.db.backends.signals import connection_created
 
     heard: list[object] = []
@@ -629,7 +737,9 @@ def test_nothing_is_sent_but_what_this_room_holds(session_factory, ask, applicat
         connection_created.disconnect(hear)
 
 
-@pytest.mark.parametrize("name", ['o"ne', "two\nlines", "'; DROP TABLE x --", "per%cent %s", "😀" * 14, "\x1b[31mred"])
+@pytest.mark.parametrize(
+    "name", ['o"ne', "two\nlines", "'; DROP TABLE x --", "per%cent %s", "😀" * 14, "\x1b[31mred"]
+)
 def test_odd_names_are_reported_as_they_are(session_factory, rested, ask, name, application_name):
     name = f"{name}{application_name[-6:]}"
     with new_role(ask, name) as role:
@@ -674,7 +784,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_shows_a_bar_while_many_sessions_are_acted_on(session_factory, rested, monkeypatch):
+def test_a_terminal_shows_a_bar_while_many_sessions_are_acted_on(
+    session_factory, rested, monkeypatch
+):
     for many, shown in ((2, False), (1, True)):
         monkeypatch.setattr("conn_guard.management.commands.idle_reaper.WORTH_A_BAR", many)
         session_factory(), session_factory()
@@ -713,9 +825,13 @@ def test_metrics_are_those_of_the_report(session_factory, rested, tmp_path):
     run = reap(*rested(), "--metrics-file", str(metrics), "--dry-run")
     assert not metrics.exists()
     run = reap(*rested(), "--metrics-file", str(metrics))
-    samples = dict(line.rsplit(" ", 1) for line in metrics.read_text().splitlines() if not line.startswith("#"))
+    samples = dict(
+        line.rsplit(" ", 1) for line in metrics.read_text().splitlines() if not line.startswith("#")
+    )
     assert samples['conn_guard_reaper_last_run_signalled{alias="default"}'] == "1"
-    assert float(samples['conn_guard_server_slots_used{alias="default"}']) == run.summary["slots_used"]
+    assert (
+        float(samples['conn_guard_server_slots_used{alias="default"}']) == run.summary["slots_used"]
+    )
     stamp = samples['conn_guard_reaper_last_success_timestamp_seconds{alias="default"}']
     assert stamp == samples['conn_guard_reaper_last_run_timestamp_seconds{alias="default"}']
 

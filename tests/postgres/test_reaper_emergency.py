@@ -1,4 +1,6 @@
-"""Every slot is taken: who still gets in, who gets in later, and what is said to whoever doesn't."""
+"""Every slot is taken: who still gets in, who gets in later, and what is said to whoever
+doesn't.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,20 @@ from tests.polling import until
 from tests.postgres.own_server import own_server
 from tests.postgres.reaping import reap
 
-ROLES = {"app": "LOGIN", "limited": "LOGIN CONNECTION LIMIT 3", "reaper": "LOGIN", "boss": "LOGIN SUPERUSER"}
+ROLES = {
+    "app": "LOGIN",
+    "limited": "LOGIN CONNECTION LIMIT 3",
+    "reaper": "LOGIN",
+    "boss": "LOGIN SUPERUSER",
+}
 NO_SUPERUSER = "make the application's role NOSUPERUSER, for no limit binds a superuser"
-RESERVE = "set reserved_connections and GRANT pg_use_reserved_connections to a role of the reaper's own"
-LIMIT = "set a CONNECTION LIMIT on the application's roles, or let idle_reaper --every keep its one session open"
+RESERVE = (
+    "set reserved_connections and GRANT pg_use_reserved_connections to a role of the reaper's own"
+)
+LIMIT = (
+    "set a CONNECTION LIMIT on the application's roles, or let idle_reaper --every keep its one"
+    " session open"
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +80,11 @@ def test_the_applications_own_role_stays_outside_and_is_told_what_would_help(ser
     assert "remaining connection slots are reserved" in run.error
     assert "\n" not in run.error
     # From 16 on the server's own words tell its version; before, the reaper never learned it.
-    cure = f"{RESERVE}." if server.major >= 16 else f"{NO_SUPERUSER}; from PostgreSQL 16 on, {RESERVE}; on 14 and 15, {LIMIT}."
+    cure = (
+        f"{RESERVE}."
+        if server.major >= 16
+        else f"{NO_SUPERUSER}; from PostgreSQL 16 on, {RESERVE}; on 14 and 15, {LIMIT}."
+    )
     assert run.error.endswith(f"if every slot is taken: {cure}")
     assert (run.sessions, run.summaries) == ({}, {})
     assert all(server.alive(session) for session in sessions)
@@ -84,7 +100,9 @@ def test_a_superuser_gets_in_through_its_reserve(server, fill):
 
 
 def test_sessions_in_the_reserve_are_told_apart_from_those_within_the_limit(server, fill):
-    """The observer came before the doors closed, so the application has one less and the superuser's reaper is beyond."""
+    """The observer came before the doors closed, so the application has one less and the
+    superuser's reaper is beyond.
+    """
     sessions = fill()
     assert len(sessions) == 12 - 3 - (2 if server.major >= 16 else 0) - 1
     total, stdout = len(sessions) + 1, io.StringIO()
@@ -93,7 +111,11 @@ def test_sessions_in_the_reserve_are_told_apart_from_those_within_the_limit(serv
         call_command("idle_reaper", *arguments, stdout=stdout, stderr=io.StringIO())
         summary = reap(*arguments).summary
     assert f"  slots {total}/{total} (100% and 1 beyond the limit)  " in stdout.getvalue()
-    assert (summary["slots_used"], summary["slots_total"], summary["slots_exact"]) == (total + 1, total, True)
+    assert (summary["slots_used"], summary["slots_total"], summary["slots_exact"]) == (
+        total + 1,
+        total,
+        True,
+    )
 
 
 def test_a_reaper_role_gets_in_through_the_reserve_of_16(server, fill):
@@ -105,7 +127,9 @@ def test_a_reaper_role_gets_in_through_the_reserve_of_16(server, fill):
     assert (run.exit_code, run.summary["gone"]) == (0, len(sessions))
 
 
-def test_a_connection_limit_on_the_application_leaves_a_slot_to_a_reaper_of_its_own(server, fill, impatient):
+def test_a_connection_limit_on_the_application_leaves_a_slot_to_a_reaper_of_its_own(
+    server, fill, impatient
+):
     sessions = fill("limited")
     assert len(sessions) == 3
     with server.alias(USER="limited"):
@@ -151,7 +175,9 @@ def test_a_slot_that_comes_free_in_the_meantime_lets_the_reaper_in(server, fill)
     assert {run.fate(each) for each in others} == {("signalled", None)}
 
 
-def test_a_refused_log_in_is_tried_again_at_uneven_times_and_not_for_ever(server, fill, monkeypatch):
+def test_a_refused_log_in_is_tried_again_at_uneven_times_and_not_for_ever(
+    server, fill, monkeypatch
+):
     pauses = []
 
     class Impatient(Stop):
@@ -160,7 +186,10 @@ def test_a_refused_log_in_is_tried_again_at_uneven_times_and_not_for_ever(server
 
     monkeypatch.setattr("conn_guard.reaper.CONNECT_FOR", timedelta(seconds=0.5))
     fill()
-    with server.alias(), Reaper("own", Policy(idle_for=timedelta(hours=1)), Orders(), stop=Impatient()) as reaper:
+    with (
+        server.alias(),
+        Reaper("own", Policy(idle_for=timedelta(hours=1)), Orders(), stop=Impatient()) as reaper,
+    ):
         report = reaper.reap()
     assert report.failed_with is Exit.UNREACHABLE
     assert report.seconds < 20
@@ -169,20 +198,30 @@ def test_a_refused_log_in_is_tried_again_at_uneven_times_and_not_for_ever(server
 
 
 def test_one_that_stays_keeps_its_slot_and_needs_no_other(server, fill):
-    with server.alias(), Reaper("own", Policy(idle_for=timedelta(seconds=0.1)), Orders(stays=True)) as reaper:
+    with (
+        server.alias(),
+        Reaper("own", Policy(idle_for=timedelta(seconds=0.1)), Orders(stays=True)) as reaper,
+    ):
         assert reaper.reap().failure is None
         (own,) = server.reapers()
         sessions = fill()
         server.rested(*sessions)
         report = reaper.reap()
-        assert (report.failure, report.signalled, report.gone) == (None, len(sessions), len(sessions))
+        assert (report.failure, report.signalled, report.gone) == (
+            None,
+            len(sessions),
+            len(sessions),
+        )
         assert server.reapers() == [own]
 
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("user", ["app", "boss"])
 def test_one_that_lost_its_slot_knows_what_would_help_on_this_server(server, fill, user):
-    with server.alias(USER=user), Reaper("own", Policy(idle_for=timedelta(hours=1)), Orders(stays=True)) as reaper:
+    with (
+        server.alias(USER=user),
+        Reaper("own", Policy(idle_for=timedelta(hours=1)), Orders(stays=True)) as reaper,
+    ):
         assert reaper.reap().failure is None
         (own,) = server.reapers()
         server.ask("SELECT pg_terminate_backend(%s)", [own])

@@ -42,7 +42,11 @@ def test_a_second_look_in_a_transaction_is_none(server, consistency):
 
 def test_the_conditions_are_those_of_the_statement_that_signals():
     table = TEXT.split("| condition |", 1)[1].split("\n\n", 1)[0]
-    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`([^`]+)`", row.split(" | ", 1)[0])}
+    named = {
+        name
+        for row in table.splitlines()[2:]
+        for name in re.findall(r"`([^`]+)`", row.split(" | ", 1)[0])
+    }
     assert named == {
         "backend_start",
         "state_change",
@@ -60,7 +64,9 @@ def test_the_conditions_are_those_of_the_statement_that_signals():
 
 
 def test_the_servers_log_and_its_counter_tell_whom_an_operator_ended(server):
-    ((before,),) = server.ask("SELECT sessions_killed FROM pg_stat_database WHERE datname = 'postgres'")
+    ((before,),) = server.ask(
+        "SELECT sessions_killed FROM pg_stat_database WHERE datname = 'postgres'"
+    )
     session = server.session()
     with server.alias():
         assert reap(*server.rested(session)).fate(session) == ("signalled", None)
@@ -94,7 +100,9 @@ def test_the_benchmarks_of_the_page_run():
             "speed": ["--sessions", "5,9", "--rounds", "1"],
         }
         command = [sys.executable, str(ROOT / script), *arguments, *small[arguments[0]]]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
+        )
         assert done.returncode == 0, done.stderr
         assert "| ours |" in done.stdout or "| 5 | ours |" in done.stdout
 
@@ -106,4 +114,6 @@ def test_the_links_lead_somewhere():
         place, _, anchor = target.partition("#")
         linked = (PAGE.parent / place).resolve()
         headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
-        assert not anchor or anchor in {heading.lower().replace(" ", "-") for heading in headings}, target
+        assert not anchor or anchor in {
+            heading.lower().replace(" ", "-") for heading in headings
+        }, target

@@ -1,4 +1,6 @@
-"""What goes wrong in the middle of a run: nobody ends who should live, no session of ours stays, the report is true."""
+"""What goes wrong in the middle of a run: nobody ends who should live, no session of ours stays,
+the report is true.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def started(django_db_blocker):
 
 @pytest.fixture
 def before_signal(monkeypatch):
-    """Return a function that lets something happen just before the reaper sends its signal of that number."""
+    """Return a function that lets something happen just before the reaper sends its signal of that
+    number.
+    """
 
     def arrange(number, happens):
         send, count = Server.signal, itertools.count(1)
@@ -53,12 +57,16 @@ def before_signal(monkeypatch):
 
 
 def one_a_message(monkeypatch):
-    """Let a signal share its message with no other, so that what happens to the message happens to one session."""
+    """Let a signal share its message with no other, so that what happens to the message happens to
+    one session.
+    """
     monkeypatch.setattr("conn_guard.reaper.SIGNALS_A_MESSAGE", 1)
 
 
 def rest(server, count):
-    """Open *count* sessions, the first of which rests for longest, and return them with what to reap them by."""
+    """Open *count* sessions, the first of which rests for longest, and return them with what to
+    reap them by.
+    """
     sessions = [server.session() for _ in range(count)]
     return sessions, server.rested(*sessions)
 
@@ -72,7 +80,9 @@ def test_a_server_that_goes_in_the_middle_of_a_run(server, before_signal, monkey
 
     def restart(_):
         server.forget()
-        if mode == "crash":  # one process dies, and the server ends all others and recovers from its log
+        if (
+            mode == "crash"
+        ):  # one process dies, and the server ends all others and recovers from its log
             os.kill(sessions[2].pid, signal.SIGKILL)
             until(lambda: not _runs(sessions[2].pid))
         else:
@@ -86,7 +96,9 @@ def test_a_server_that_goes_in_the_middle_of_a_run(server, before_signal, monkey
         assert run.fate(sessions[0]) == ("signalled", None)
         assert run.fate(sessions[1]) == ("failed", "connection_lost")
         assert run.fate(sessions[2]) == ("would_signal", None)
-        sums = {key: run.summary[key] for key in ("signalled", "failed", "gone", "survivors", "exit")}
+        sums = {
+            key: run.summary[key] for key in ("signalled", "failed", "gone", "survivors", "exit")
+        }
         assert sums == {"signalled": 1, "failed": 1, "gone": None, "survivors": None, "exit": 5}
         monkeypatch.undo()
         # Also while it recovers: whoever comes too early is tried again.
@@ -104,7 +116,9 @@ def _runs(pid):
 
 
 def test_staying_outlives_a_restart_of_the_server(server, tmp_path):
-    with server.process(tmp_path, "--every", "0.2s", "--idle-for", "0.1s", "--format", "json") as process:
+    with server.process(
+        tmp_path, "--every", "0.2s", "--idle-for", "0.1s", "--format", "json"
+    ) as process:
         until(lambda: server.ask(LOCKED), timeout=30)
         server.forget()
         server.server.restart("immediate")
@@ -205,8 +219,12 @@ def test_a_catalogue_that_somebody_locked_ends_the_run_and_nobody_else(server, m
         assert [each.action for each in reaper.reap().acted_on] == [Action.SIGNALLED]
 
 
-@pytest.mark.parametrize(("hours", "idle_for", "action"), [(1, "30m", "not_due"), (-1, "0.1s", "signalled")])
-def test_a_clock_of_this_machine_that_is_wrong_changes_nothing(server, tmp_path, hours, idle_for, action):
+@pytest.mark.parametrize(
+    ("hours", "idle_for", "action"), [(1, "30m", "not_due"), (-1, "0.1s", "signalled")]
+)
+def test_a_clock_of_this_machine_that_is_wrong_changes_nothing(
+    server, tmp_path, hours, idle_for, action
+):
     clock = f"""
 import datetime, time
 real_time, real_datetime = time.time, datetime.datetime
@@ -218,7 +236,9 @@ class Shifted(real_datetime):
 datetime.datetime = Shifted
 """
     (session,), _ = rest(server, 1)
-    with server.process(tmp_path, "--idle-for", idle_for, "--format", "json", prelude=clock) as process:
+    with server.process(
+        tmp_path, "--idle-for", idle_for, "--format", "json", prelude=clock
+    ) as process:
         exit_code, events, _ = process.end()
     assert exit_code == 0
     seen = {event["pid"]: event for event in events if event["event"] == "session"}
@@ -241,13 +261,19 @@ def test_a_session_that_does_not_leave_is_a_survivor(server):
 
 
 @pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_between_two_victims_ends_the_run_before_the_next(server, before_signal, signum, exit_code):
+def test_a_signal_between_two_victims_ends_the_run_before_the_next(
+    server, before_signal, signum, exit_code
+):
     sessions, arguments = rest(server, 3)
     before_signal(2, lambda _: os.kill(os.getpid(), signum))
     handler = signal.getsignal(signum)
     with server.alias():
         run = reap(*arguments)
-    assert [run.fate(session)[0] for session in sessions] == ["signalled", "signalled", "would_signal"]
+    assert [run.fate(session)[0] for session in sessions] == [
+        "signalled",
+        "signalled",
+        "would_signal",
+    ]
     assert (run.exit_code, run.summary["exit"]) == (exit_code, exit_code)
     assert run.error == f"own: stopped by {signal.Signals(signum).name} after 2 signals."
     assert server.alive(sessions[2])
@@ -268,7 +294,10 @@ def test_sigterm_while_it_waits_is_obeyed_at_once(server, tmp_path):
 
 def test_sigkill_leaves_neither_session_nor_lock(server, tmp_path):
     (first, second), _ = rest(server, 2)
-    with frozen(first.pid), server.process(tmp_path, "--idle-for", "0.1s", "--wait", "40s") as process:
+    with (
+        frozen(first.pid),
+        server.process(tmp_path, "--idle-for", "0.1s", "--wait", "40s") as process,
+    ):
         until(lambda: not server.alive(second), timeout=30)
         assert server.ask(LOCKED)
         process.kill()
@@ -281,9 +310,14 @@ def test_sigkill_leaves_neither_session_nor_lock(server, tmp_path):
 
 
 def test_a_server_that_answers_no_more_holds_nobody_for_ever(server, tmp_path):
-    """The second SIGTERM ends the command; psycopg2 hears neither while it waits, so that it takes SIGKILL."""
+    """The second SIGTERM ends the command; psycopg2 hears neither while it waits, so that it takes
+    SIGKILL.
+    """
     (first, second), _ = rest(server, 2)
-    with frozen(first.pid), server.process(tmp_path, "--idle-for", "0.1s", "--wait", "40s") as process:
+    with (
+        frozen(first.pid),
+        server.process(tmp_path, "--idle-for", "0.1s", "--wait", "40s") as process,
+    ):
         until(lambda: not server.alive(second), timeout=30)
         (own,) = server.reapers()
         with frozen(own):
@@ -322,7 +356,9 @@ def test_many_sessions(server):
 
 
 def test_a_prepared_transaction_outlives_the_session_that_prepared_it(server):
-    """It belongs to nobody any more, and what it locked it keeps: no session is spared for it, and none can end it."""
+    """It belongs to nobody any more, and what it locked it keeps: no session is spared for it, and
+    none can end it.
+    """
     server.ask("CREATE TABLE paid (amount int)")
     server.ask("GRANT ALL ON paid TO app")
     try:
@@ -335,9 +371,15 @@ def test_a_prepared_transaction_outlives_the_session_that_prepared_it(server):
             assert run.fate(session) == ("spared", "advisory_lock")
             session.execute("PREPARE TRANSACTION 'payment'")
             run = reap(*server.rested(session), idle_in_transaction_for="0.1s")
-        assert (run.exit_code, run.fate(session), run.summary["gone"]) == (0, ("signalled", None), 1)
+        assert (run.exit_code, run.fate(session), run.summary["gone"]) == (
+            0,
+            ("signalled", None),
+            1,
+        )
         assert server.ask("SELECT gid, owner FROM pg_prepared_xacts") == [("payment", "app")]
-        assert server.ask("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 7") == [(None,)]
+        assert server.ask("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 7") == [
+            (None,)
+        ]
         assert server.ask("SELECT * FROM paid") == []
         server.session().execute("COMMIT PREPARED 'payment'")
         assert server.ask("SELECT * FROM paid") == [(42,)]
@@ -360,7 +402,9 @@ def test_the_sessions_of_a_pool_are_reaped_and_the_reapers_is_none_of_them(serve
 
 
 def _open_pool():
-    """Open the application's pool where this Django and this driver have one, and return whether they do."""
+    """Open the application's pool where this Django and this driver have one, and return whether
+    they do.
+    """
     if not hasattr(connections["own"], "pool") or not hasattr(Database, "Connection"):
         return False
     pytest.importorskip("psycopg_pool")

@@ -1,4 +1,6 @@
-"""The reaper's how-to pages: their commands, SQL and files are run as they stand, on a project and a server like theirs."""
+"""The reaper's how-to pages: their commands, SQL and files are run as they stand, on a project and
+a server like theirs.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,17 @@ LOCKED = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND classid = 16682
 SETTINGS = """
 import os
 from tests.settings import *
-DATABASES = {{"default": {{**ADDRESS, "HOST": "127.0.0.1", "PORT": "{port}", "NAME": "shop", "USER": "shop", "PASSWORD": ""}}}}
+DATABASES = {{"default": {{**ADDRESS, "HOST": "127.0.0.1", "PORT": "{port}", "NAME": "shop",
+                           "USER": "shop", "PASSWORD": ""}}}}
 {alias}
 """
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page: its language, what stands behind it, its text, and the paragraph before it."""
+    """A fenced block of a page: its language, what stands behind it, its text, and the paragraph
+    before it.
+    """
 
     language: str
     note: str
@@ -54,14 +59,29 @@ class Block:
 def blocks(page, language="", note=None):
     """Return the blocks of a page, of one language and with one note where they are given."""
     text = (HOW_TO / f"{page}.md").read_text(encoding="utf-8")
-    found = re.finditer(r"(?P<before>[^\n]*)\n\n```(?P<language>\S+) ?(?P<note>\S*)\n(?P<text>.*?)\n```", text, re.DOTALL)
-    all_blocks = [Block(each["language"], each["note"], each["text"], each["before"]) for each in found]
-    assert len(all_blocks) == text.count("\n```") // 2, "every block has a language and a line before it"
-    return [each for each in all_blocks if language in ("", each.language) and note in (None, each.note)]
+    found = re.finditer(
+        r"(?P<before>[^\n]*)\n\n```(?P<language>\S+) ?(?P<note>\S*)\n(?P<text>.*?)\n```",
+        text,
+        re.DOTALL,
+    )
+    all_blocks = [
+        Block(each["language"], each["note"], each["text"], each["before"]) for each in found
+    ]
+    assert len(all_blocks) == text.count("\n```") // 2, (
+        "every block has a language and a line before it"
+    )
+    return [
+        each for each in all_blocks if language in ("", each.language) and note in (None, each.note)
+    ]
 
 
 def statements(*found):
-    return [statement for block in found for statement in re.split(r";\s*(?:\n|$)", block.text) if statement.strip()]
+    return [
+        statement
+        for block in found
+        for statement in re.split(r";\s*(?:\n|$)", block.text)
+        if statement.strip()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +101,19 @@ def server(django_db_blocker):
 
 @pytest.fixture
 def shop(server, tmp_path, monkeypatch):
-    """The project of the pages, in a folder that stands for /srv/shop; return a function that runs a line of the shell."""
+    """The project of the pages, in a folder that stands for /srv/shop; return a function that runs
+    a line of the shell.
+    """
     (alias,) = blocks("make-a-reaper-role", "python")
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "__init__.py").touch()
-    (tmp_path / "shop" / "settings.py").write_text(SETTINGS.format(port=server.server.port, alias=alias.text))
+    (tmp_path / "shop" / "settings.py").write_text(
+        SETTINGS.format(port=server.server.port, alias=alias.text)
+    )
     (tmp_path / "manage.py").write_text(
-        "import os, sys\nos.environ['DJANGO_SETTINGS_MODULE'] = 'shop.settings'\n"
-        "from django.core.management import execute_from_command_line\nexecute_from_command_line(sys.argv)\n"
+        "import os, sys\nos.environ['DJANGO_SETTINGS_MODULE'] = 'shop.settings'\nfrom"
+        " django.core.management import"
+        " execute_from_command_line\nexecute_from_command_line(sys.argv)\n"
     )
     (tmp_path / "textfile").mkdir()
     programs_folder = tmp_path / ".venv" / "bin"
@@ -106,7 +131,12 @@ def shop(server, tmp_path, monkeypatch):
 
     def run(line):
         return subprocess.run(
-            ["/bin/sh", "-ec", here(line, tmp_path)], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60
+            ["/bin/sh", "-ec", here(line, tmp_path)],
+            cwd=tmp_path,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
 
     run.folder, run.environ = tmp_path, environ
@@ -116,11 +146,18 @@ def shop(server, tmp_path, monkeypatch):
 
 def here(line, folder):
     """Return *line* with the folders of the pages replaced."""
-    return line.replace("/srv/shop", str(folder)).replace("/var/lib/node_exporter", str(folder / "textfile"))
+    return line.replace("/srv/shop", str(folder)).replace(
+        "/var/lib/node_exporter", str(folder / "textfile")
+    )
 
 
 def lines(page, language="sh", note=""):
-    return [line for block in blocks(page, language, note) for line in block.text.splitlines() if line.strip()]
+    return [
+        line
+        for block in blocks(page, language, note)
+        for line in block.text.splitlines()
+        if line.strip()
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -138,18 +175,24 @@ def test_links_lead_somewhere(page):
         file = HOW_TO / target if target else HOW_TO / f"{page}.md"
         assert file.exists(), target
         headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
-        assert not anchor or anchor in {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}, anchor
+        assert not anchor or anchor in {
+            re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings
+        }, anchor
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_sentence_has_a_line_of_its_own(page):
-    text = re.sub(r"```.*?```", "", (HOW_TO / f"{page}.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = re.sub(
+        r"```.*?```", "", (HOW_TO / f"{page}.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
     for line in text.splitlines():
         bare = re.sub(r"`[^`]*`|\([^)]*\)|\*\*.*?\*\*", "", line)
         assert not re.search(r"[a-z]\. [A-Z]", bare), line
 
 
-@pytest.mark.parametrize("page", ["make-a-reaper-role", "no-slot-left", "use-idle-session-timeout-instead"])
+@pytest.mark.parametrize(
+    "page", ["make-a-reaper-role", "no-slot-left", "use-idle-session-timeout-instead"]
+)
 def test_the_commands_of_a_page_run_one_after_the_other(shop, page):
     # In one process, because starting Python and Django is what takes the time.
     words = [line.split() for line in lines(page)]
@@ -165,7 +208,9 @@ for words in {words!r}:
     (shop.folder / "run_all.py").write_text(run_all)
     done = shop("python run_all.py")
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stdout.splitlines() if line.startswith("ran ")] == [f"ran {line}" for line in lines(page)]
+    assert [line for line in done.stdout.splitlines() if line.startswith("ran ")] == [
+        f"ran {line}" for line in lines(page)
+    ]
 
 
 def test_the_reapers_role_ends_the_applications_sessions_by_the_page(server, shop):
@@ -185,10 +230,14 @@ def test_a_member_of_the_applications_role_does_as_well(server, shop):
     server.ask(grant.replace("reaper", "member"))
     try:
         changes = {"NAME": "shop", "USER": "member"}
-        with server.process(shop.folder, "--idle-for", "0.2s", "--user", "shop", "--format", "json", **changes) as process:
+        with server.process(
+            shop.folder, "--idle-for", "0.2s", "--user", "shop", "--format", "json", **changes
+        ) as process:
             exit_code, events, _ = process.end()
         assert exit_code == 0
-        assert {event["pid"]: event["action"] for event in events if event["event"] == "session"} == {session.pid: "signalled"}
+        assert {
+            event["pid"]: event["action"] for event in events if event["event"] == "session"
+        } == {session.pid: "signalled"}
     finally:
         server.ask("DROP ROLE member")
 
@@ -227,7 +276,9 @@ def units():
     return {block.text.splitlines()[0].rpartition("/")[2]: block.text for block in found}
 
 
-@pytest.mark.parametrize("name", ["idle-reaper.service", "idle-reaper-once.service", "idle-reaper-once.timer"])
+@pytest.mark.parametrize(
+    "name", ["idle-reaper.service", "idle-reaper-once.service", "idle-reaper-once.timer"]
+)
 def test_units_are_what_systemd_takes(shop, name, tmp_path):
     folder = tmp_path / "units"
     folder.mkdir()
@@ -239,7 +290,9 @@ def test_units_are_what_systemd_takes(shop, name, tmp_path):
     parsed.read_string(units()[name])
     assert parsed["Unit"]["Description"]
     if program := shutil.which("systemd-analyze"):
-        done = subprocess.run([program, "verify", str(folder / name)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [program, "verify", str(folder / name)], capture_output=True, text=True, timeout=60
+        )
         told = [line for line in (done.stdout + done.stderr).splitlines() if "idle-reaper" in line]
         assert (done.returncode, told) == (0, [])
 
@@ -254,8 +307,12 @@ def test_the_services_run_what_they_start(server, shop):
 
 
 def run_until_it_works(server, shop, command):
-    """Run a command that stays, end it when it has its lock, and return how much memory it needed, in bytes."""
-    process = subprocess.Popen(command, cwd=shop.folder, env=shop.environ, stdout=subprocess.DEVNULL)
+    """Run a command that stays, end it when it has its lock, and return how much memory it needed,
+    in bytes.
+    """
+    process = subprocess.Popen(
+        command, cwd=shop.folder, env=shop.environ, stdout=subprocess.DEVNULL
+    )
     try:
         until(lambda: server.ask(LOCKED), timeout=30)
         status = Path(f"/proc/{process.pid}/status").read_text()
@@ -274,8 +331,16 @@ def manifests():
 
 def test_manifests_ask_for_no_more_than_they_need():
     job, deployment = manifests()
-    assert (job["apiVersion"], job["kind"], job["spec"]["concurrencyPolicy"]) == ("batch/v1", "CronJob", "Forbid")
-    assert (deployment["apiVersion"], deployment["kind"], deployment["spec"]["replicas"]) == ("apps/v1", "Deployment", 1)
+    assert (job["apiVersion"], job["kind"], job["spec"]["concurrencyPolicy"]) == (
+        "batch/v1",
+        "CronJob",
+        "Forbid",
+    )
+    assert (deployment["apiVersion"], deployment["kind"], deployment["spec"]["replicas"]) == (
+        "apps/v1",
+        "Deployment",
+        1,
+    )
     job_spec = job["spec"]["jobTemplate"]["spec"]
     assert (job_spec["backoffLimit"], job_spec["template"]["spec"]["restartPolicy"]) == (0, "Never")
     assert job_spec["activeDeadlineSeconds"] < 300
@@ -297,7 +362,10 @@ def test_the_pods_run_what_they_start(server, shop):
     assert shop(" ".join(once["command"])).returncode == 0
     (stays,) = deployment["spec"]["template"]["spec"]["containers"]
     requested = stays["resources"]["requests"]["memory"]
-    assert run_until_it_works(server, shop, stays["command"]) < int(requested.removesuffix("Mi")) * 2**20
+    assert (
+        run_until_it_works(server, shop, stays["command"])
+        < int(requested.removesuffix("Mi")) * 2**20
+    )
 
 
 # RQ and Celery
@@ -315,7 +383,10 @@ def jobs(shop, monkeypatch):
 def test_the_job_ends_sessions_and_fails_as_a_job_should(server, jobs):
     session = server.session("shop", dbname="shop")
     server.rested(session)
-    call = "import django; django.setup(); from shop.jobs import reap_idle_sessions; reap_idle_sessions()"
+    call = (
+        "import django; django.setup(); from shop.jobs import reap_idle_sessions;"
+        " reap_idle_sessions()"
+    )
     configure = "import os; os.environ['DJANGO_SETTINGS_MODULE'] = 'shop.settings'; "
     settings = jobs.folder / "shop" / "settings.py"
     settings.write_text(settings.read_text() + "\nCONN_GUARD = {'REAP_IDLE_FOR': 0.2}\n")
@@ -331,9 +402,10 @@ def test_the_job_ends_sessions_and_fails_as_a_job_should(server, jobs):
 def test_celery_knows_the_task_and_when(jobs):
     pytest.importorskip("celery")
     ask = (
-        "import os; os.environ['DJANGO_SETTINGS_MODULE'] = 'shop.settings'; import django; django.setup(); "
-        "from shop.celery import app; app.loader.import_default_modules(); app.finalize(); "
-        "(entry,) = app.conf.beat_schedule.values(); print(app.tasks[entry['task']].apply().state, entry['schedule'])"
+        "import os; os.environ['DJANGO_SETTINGS_MODULE'] = 'shop.settings'; import django;"
+        " django.setup(); from shop.celery import app; app.loader.import_default_modules();"
+        " app.finalize(); (entry,) = app.conf.beat_schedule.values();"
+        " print(app.tasks[entry['task']].apply().state, entry['schedule'])"
     )
     done = jobs(f'python -c "{ask}"')
     assert (done.stdout, done.returncode) == ("SUCCESS 300.0\n", 0), done.stderr
@@ -344,9 +416,9 @@ def test_rq_knows_the_job_and_when(jobs):
     (command,) = lines("run-the-reaper-from-rq-or-celery", note="rq")
     module = command.split()[-1]
     ask = (
-        "from unittest.mock import Mock; from rq.cron import CronScheduler; scheduler = CronScheduler(connection=Mock()); "
-        f"scheduler.load_config_from_file('{module}'); (job,) = scheduler.get_jobs(); "
-        "print(job.func.__name__, job.queue_name, job.interval)"
+        "from unittest.mock import Mock; from rq.cron import CronScheduler; scheduler ="
+        f" CronScheduler(connection=Mock()); scheduler.load_config_from_file('{module}'); (job,) ="
+        " scheduler.get_jobs(); print(job.func.__name__, job.queue_name, job.interval)"
     )
     done = jobs(f'python -c "{ask}"')
     assert done.stdout.splitlines()[-1:] == ["reap_idle_sessions default 300"], done.stderr
@@ -370,7 +442,9 @@ def test_the_superusers_statement_ends_those_at_rest_and_nobody_else(server):
     script = block.text.replace("interval '1 minute'", "interval '0.1 s'")
     assert script != block.text
     address = server.server.url("shop")
-    done = subprocess.run([psql, "-X", address], input=script, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [psql, "-X", address], input=script, capture_output=True, text=True, timeout=30
+    )
     assert done.stderr == ""
     assert re.search(rf"{resting.pid} \| t", done.stdout)
     until(lambda: not server.alive(resting))
@@ -382,7 +456,9 @@ def test_the_superusers_statement_ends_those_at_rest_and_nobody_else(server):
 def test_the_question_who_holds_the_slots_is_answered(server):
     session = server.session("shop", application_name="holder")
     (statement,) = statements(*blocks("no-slot-left", "sql"))
-    assert [row[:4] for row in server.ask(statement) if row[1] == "holder"] == [("shop", "holder", "idle", 1)]
+    assert [row[:4] for row in server.ask(statement) if row[1] == "holder"] == [
+        ("shop", "holder", "idle", 1)
+    ]
     session.close()
 
 
@@ -403,12 +479,19 @@ def test_the_servers_own_timeout_is_set_seen_and_reset(server, shop):
 def test_pgbouncer_takes_the_setting_of_the_page(server):
     (block,) = blocks("use-idle-session-timeout-instead", "pgbouncer")
     name, value = block.text.split(" = ")
-    address = {"HOST": server.server.host, "PORT": server.server.port, "USER": "shop", "PASSWORD": ""}
+    address = {
+        "HOST": server.server.host,
+        "PORT": server.server.port,
+        "USER": "shop",
+        "PASSWORD": "",
+    }
     with programs.pgbouncer(address, "transaction", **{name: value}) as pooler:
         # Drivers speak the extended protocol, which the console of PgBouncer doesn't.
         admin = RawClient(pooler.host, pooler.port, user="shop", database="pgbouncer")
         admin.send("SHOW CONFIG")
-        shown = {_cells(body)[0]: _cells(body)[1:3] for kind, body in admin.messages() if kind == b"D"}
+        shown = {
+            _cells(body)[0]: _cells(body)[1:3] for kind, body in admin.messages() if kind == b"D"
+        }
         admin.close()
         assert shown[name] == [value, "600"]
         assert {"client_idle_timeout", "idle_transaction_timeout"} <= set(shown)

@@ -1,4 +1,6 @@
-"""Names that people and programs give: application names, databases and stamps, matched, reported and printed safely."""
+"""Names that people and programs give: application names, databases and stamps, matched, reported
+and printed safely.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,12 @@ DATABASES = ['we"ird db', "two\nlines", "\x1b[31mred\x07", "%s 'x' \\", "😀" *
 
 
 def _shown(server, session):
-    """Return the name that the server shows, which replaces what isn't ASCII and cuts at 63 bytes."""
-    return server.ask("SELECT application_name FROM pg_stat_activity WHERE pid = %s", [session.pid])[0][0]
+    """Return the name that the server shows, which replaces what isn't ASCII and cuts at 63
+    bytes.
+    """
+    return server.ask(
+        "SELECT application_name FROM pg_stat_activity WHERE pid = %s", [session.pid]
+    )[0][0]
 
 
 def _literally(name):
@@ -57,7 +63,9 @@ def test_no_name_breaks_a_line_or_commands_a_terminal(server):
     sessions = [server.session(application_name=name) for name in NAMES]
     stdout, stderr = io.StringIO(), io.StringIO()
     with server.alias():
-        call_command("idle_reaper", *server.rested(*sessions), "--dry-run", stdout=stdout, stderr=stderr)
+        call_command(
+            "idle_reaper", *server.rested(*sessions), "--dry-run", stdout=stdout, stderr=stderr
+        )
     lines = stdout.getvalue().splitlines()
     assert len(lines) == 1 + len(NAMES) + 1
     assert all(line.isprintable() for line in (*lines, *stderr.getvalue().splitlines()))
@@ -87,7 +95,9 @@ def test_a_database_of_an_odd_name_is_reaped_and_advised_about(server, name):
             call_command("idle_reaper", *arguments, "--advise", stdout=stdout)
             server.ask(stdout.getvalue())
             stdout = io.StringIO()
-            call_command("idle_reaper", *arguments, "--dry-run", stdout=stdout, stderr=io.StringIO())
+            call_command(
+                "idle_reaper", *arguments, "--dry-run", stdout=stdout, stderr=io.StringIO()
+            )
             printed = stdout.getvalue().splitlines()
             assert len(printed) == 3
             assert all(line.isprintable() for line in printed)
@@ -95,7 +105,10 @@ def test_a_database_of_an_odd_name_is_reaped_and_advised_about(server, name):
         assert run.sessions[session.pid]["database"] == name
         assert run.fate(session) == ("signalled", None)
         assert set(run.sessions) & {elsewhere.pid} == set()
-        setting = "SELECT setconfig FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase WHERE datname = %s"
+        setting = (
+            "SELECT setconfig FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase"
+            " WHERE datname = %s"
+        )
         assert server.ask(setting, [name]) == [(["idle_session_timeout=100ms"],)]
     finally:
         server.ask(f"DROP DATABASE {quoted}")
@@ -111,7 +124,9 @@ def test_the_advice_for_a_role_of_an_odd_name_runs_as_it_is_printed(server, role
             call_command("idle_reaper", database="own", user=role, advise=True, stdout=stdout)
         server.ask(stdout.getvalue())
         assert server.ask(
-            "SELECT setconfig FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole WHERE rolname = %s", [role]
+            "SELECT setconfig FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole WHERE"
+            " rolname = %s",
+            [role],
         ) == [(["idle_session_timeout=600000ms"],)]
     finally:
         server.ask(f"DROP ROLE {quoted}")

@@ -1,4 +1,6 @@
-"""A pooler between the reaper and the server: refused before a word is said, and its server connections spared."""
+"""A pooler between the reaper and the server: refused before a word is said, and its server
+connections spared.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,15 @@ from tests.postgres.own_server import own_server
 from tests.postgres.reaping import reap
 
 LOCKS = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
-LAST_WORDS = "SELECT query, application_name FROM pg_stat_activity WHERE usename = 'app' AND pid <> ALL(%s)"
+LAST_WORDS = (
+    "SELECT query, application_name FROM pg_stat_activity WHERE usename = 'app' AND pid <> ALL(%s)"
+)
 
 
 @pytest.fixture(scope="module")
 def started(django_db_blocker):
-    # A Unix socket for the application, so that an address tells the pooler's sessions from the others.
+    # A Unix socket for the application, so that an address tells the pooler's sessions from the
+    # others.
     sockets = {"unix_socket_directories": tempfile.gettempdir()}
     with django_db_blocker.unblock(), own_server(settings=sockets) as server:
         yield server
@@ -30,7 +35,12 @@ def pooler(server):
     opened = []
 
     def start(mode, **settings):
-        address = {"HOST": server.server.host, "PORT": server.server.port, "USER": "app", "PASSWORD": ""}
+        address = {
+            "HOST": server.server.host,
+            "PORT": server.server.port,
+            "USER": "app",
+            "PASSWORD": "",
+        }
         manager = programs.pgbouncer(address, mode, **settings)
         opened.append(manager)
         return manager.__enter__()
@@ -50,19 +60,25 @@ def test_a_pooler_is_refused_before_anything_else_is_said(server, pooler, mode):
         assert reap(*arguments, "--dry-run").exit_code == 2
         assert reap(*arguments, "--every", "1m").exit_code == 2
     assert run.exit_code == 2
-    assert run.error == (
-        "own: a pooler stands between this alias and the server, so its sessions can't be told apart. Add an alias that leads "
-        "straight to the server and name it with --database; or, where the pooler runs in session mode, write "
-        "CONN_GUARD['POOLER'] = {'own': 'session'}."
+    assert (
+        run.error
+        == "own: a pooler stands between this alias and the server, so its sessions can't be told"
+        " apart. Add an alias that leads straight to the server and name it with --database; or,"
+        " where the pooler runs in session mode, write CONN_GUARD['POOLER'] = {'own':"
+        " 'session'}."
     )
     assert (run.sessions, run.summaries) == ({}, {})
     # What the pooler's session was told last is the question that the refusal rests on.
-    assert {query for query, _ in server.ask(LAST_WORDS, [[session.pid]])} == {"SELECT pg_catalog.pg_backend_pid()"}
+    assert {query for query, _ in server.ask(LAST_WORDS, [[session.pid]])} == {
+        "SELECT pg_catalog.pg_backend_pid()"
+    }
     assert server.ask(LOCKS) == []
     assert server.alive(session)
 
 
-def test_a_pooler_in_transaction_mode_that_was_declared_as_such_is_refused(server, pooler, settings):
+def test_a_pooler_in_transaction_mode_that_was_declared_as_such_is_refused(
+    server, pooler, settings
+):
     settings.CONN_GUARD = {"POOLER": {"own": "transaction"}}
     with server.alias(**pooler("transaction").settings):
         assert reap("--database", "own").exit_code == 2
@@ -77,7 +93,8 @@ def test_a_pooler_in_session_mode_serves_where_the_project_says_so(server, poole
         with server.alias(**through.settings):
             run = reap(*server.rested(session))
             assert (run.exit_code, run.fate(session)) == (0, ("signalled", None))
-        # The pooler keeps its session, which must keep nothing of ours that would stand in somebody's way.
+        # The pooler keeps its session, which must keep nothing of ours that would stand in
+        # somebody's way.
         until(lambda: server.ask(LOCKS) == [])
     client = server.session(host=through.host, port=through.port)
     assert client.execute("SHOW statement_timeout") == [("0",)]
@@ -98,7 +115,8 @@ def test_the_server_connections_of_a_pooler_are_spared_by_its_address(server, po
         assert run.fate(straight) == ("signalled", None)
         assert run.fate(behind) == ("spared", "excluded")
         assert (run.exit_code, server.alive(behind)) == (0, True)
-        # Without it they look like the application's; a client at rest doesn't notice, because the pooler opens another.
+        # Without it they look like the application's; a client at rest doesn't notice, because the
+        # pooler opens another.
         assert reap(*arguments).fate(behind) == ("signalled", None)
     until(lambda: _answers(client))
     assert client.execute("SELECT pg_backend_pid()") != [(pooled,)]

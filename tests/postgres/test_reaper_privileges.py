@@ -23,7 +23,9 @@ def started(django_db_blocker):
 
 @pytest.fixture
 def reaper_role(server):
-    """Return a function that gives a role of the reaper's own for a block, and an alias that logs in as it."""
+    """Return a function that gives a role of the reaper's own for a block, and an alias that logs
+    in as it.
+    """
 
     @contextmanager
     def make(*grants: str, attributes: str = "LOGIN"):
@@ -59,7 +61,9 @@ def test_hidden_rows_outside_the_scope_are_no_fault_but_make_the_slots_a_bound(s
         assert reap(*arguments, "--metrics-file", str(metrics)).summary["slots_exact"] is False
         call_command("idle_reaper", *arguments, stdout=stdout, stderr=io.StringIO())
     assert "  slots ≤" in stdout.getvalue()
-    hidden = re.search(r'^conn_guard_server_sessions_hidden{alias="own"} (\d+)$', metrics.read_text(), re.MULTILINE)
+    hidden = re.search(
+        r'^conn_guard_server_sessions_hidden{alias="own"} (\d+)$', metrics.read_text(), re.MULTILINE
+    )
     assert hidden is not None
     assert int(hidden[1]) >= 2  # the observer's is the other
 
@@ -81,14 +85,18 @@ def test_a_member_of_the_applications_role_needs_no_other_grant(server, reaper_r
     ids=str,
 )
 @pytest.mark.parametrize("dry_run", [False, True])
-def test_a_role_that_lacks_a_right_ends_nobody_and_names_the_grant_that_cures_it(server, reaper_role, grants, missing, dry_run):
+def test_a_role_that_lacks_a_right_ends_nobody_and_names_the_grant_that_cures_it(
+    server, reaper_role, grants, missing, dry_run
+):
     session = server.session()
     with reaper_role(*grants):
         arguments = (*server.rested(session), "--user", "app")
         run = reap(*arguments, dry_run=dry_run)
         assert run.exit_code == 4
         assert run.error.endswith(f"Let an administrator run: GRANT {missing} TO reaper;")
-        assert [(event["alias"], event["exit"], event["message"]) for event in run.errors] == [("own", 4, run.error)]
+        assert [(event["alias"], event["exit"], event["message"]) for event in run.errors] == [
+            ("own", 4, run.error)
+        ]
         assert (run.sessions, run.summaries) == ({}, {})
         assert server.alive(session)
         server.ask(run.error.partition("run: ")[2])
@@ -105,16 +113,11 @@ def test_a_role_with_both_rights_reaps_every_role_it_names(server, reaper_role, 
 
 
 @pytest.mark.parametrize(
-    "grants",
-    [
-        ["pg_signal_backend", "pg_read_all_stats"],
-        ["pg_monitor"],
-        ["app"],
-        [],
-    ],
-    ids=str,
+    "grants", [["pg_signal_backend", "pg_read_all_stats"], ["pg_monitor"], ["app"], []], ids=str
 )
-def test_a_right_that_the_role_does_not_inherit_is_none_and_the_printed_sql_lets_it_inherit(server, reaper_role, grants):
+def test_a_right_that_the_role_does_not_inherit_is_none_and_the_printed_sql_lets_it_inherit(
+    server, reaper_role, grants
+):
     session = server.session()
     with reaper_role(*grants, attributes="LOGIN NOINHERIT"):
         arguments = (*server.rested(session), "--user", "app")
@@ -124,14 +127,20 @@ def test_a_right_that_the_role_does_not_inherit_is_none_and_the_printed_sql_lets
         # 14 lets a member see what it doesn't inherit, but not signal.
         sees = server.major == 14 and {"pg_read_all_stats", "pg_monitor"} & set(grants)
         grant = f"GRANT {'' if sees else 'pg_read_all_stats, '}pg_signal_backend TO reaper"
-        cure = f"{grant} WITH INHERIT TRUE;" if server.major >= 16 else f"ALTER ROLE reaper INHERIT; {grant};"
+        cure = (
+            f"{grant} WITH INHERIT TRUE;"
+            if server.major >= 16
+            else f"ALTER ROLE reaper INHERIT; {grant};"
+        )
         assert run.error.endswith(f"Let an administrator run: {cure}")
         server.ask(run.error.partition("run: ")[2])
         assert reap(*arguments).fate(session) == ("signalled", None)
 
 
 def test_a_grant_that_is_not_inherited_is_cured_by_one_that_is(server, reaper_role):
-    """From PostgreSQL 16 on each grant has its own word on that, and a second GRANT without it changes nothing."""
+    """From PostgreSQL 16 on each grant has its own word on that, and a second GRANT without it
+    changes nothing.
+    """
     if server.major < 16:
         pytest.skip("GRANT ... WITH INHERIT came with PostgreSQL 16")
     session = server.session()
@@ -167,7 +176,10 @@ def test_a_reaper_without_sessions_of_its_own_is_told_to_name_a_role(server, rea
     with reaper_role("pg_signal_backend", "pg_read_all_stats"):
         run = reap(*server.rested(session))
     assert run.exit_code == 0
-    assert "role reaper has no other session here; name the application's role with --user" in run.stderr
+    assert (
+        "role reaper has no other session here; name the application's role with --user"
+        in run.stderr
+    )
     assert server.alive(session)
 
 
@@ -176,7 +188,11 @@ def test_a_member_that_named_a_superuser_is_refused_that_one_signal(server, reap
     session, boss = server.session(), server.session("boss")
     with reaper_role("app", "pg_read_all_stats"):
         run = reap(*server.rested(session, boss), "--user", "app", "--user", "boss")
-    assert (run.exit_code, run.fate(session), run.fate(boss)) == (3, ("signalled", None), ("failed", "permission_denied"))
+    assert (run.exit_code, run.fate(session), run.fate(boss)) == (
+        3,
+        ("signalled", None),
+        ("failed", "permission_denied"),
+    )
 
 
 def test_superusers_are_spared_and_the_rest_go_on(server, reaper_role):
@@ -215,8 +231,13 @@ def test_an_application_that_is_superuser_reaps_its_own_and_no_other_superuser(s
 
 
 def test_whom_a_role_need_not_see_it_need_not_read(server, reaper_role):
-    """Hidden sessions that a name spares blind nobody; a network can't be judged on a hidden row, so it doesn't help."""
-    admin, named = server.session(application_name="psql"), server.session(application_name="keep-me")
+    """Hidden sessions that a name spares blind nobody; a network can't be judged on a hidden row,
+    so it doesn't help.
+    """
+    admin, named = (
+        server.session(application_name="psql"),
+        server.session(application_name="keep-me"),
+    )
     with reaper_role("pg_signal_backend"):
         arguments = (*server.rested(admin, named), "--user", "app")
         assert reap(*arguments, "--exclude-application-name", "keep-*").exit_code == 0
@@ -230,13 +251,17 @@ def test_whom_a_role_need_not_see_it_need_not_read(server, reaper_role):
 
 @pytest.fixture
 def role_setting(server):
-    """Return a function that sets something for the role app, in force from the next log-in until the test ends."""
+    """Return a function that sets something for the role app, in force from the next log-in until
+    the test ends.
+    """
     yield lambda setting: server.ask(f"ALTER ROLE app SET {setting}")
     server.ask("ALTER ROLE app RESET ALL")
 
 
 def test_a_login_role_that_becomes_another_is_judged_as_who_logged_in(server, role_setting):
-    """Such a session is somebody else before its first statement, and would see its own role's sessions masked."""
+    """Such a session is somebody else before its first statement, and would see its own role's
+    sessions masked.
+    """
     session = server.session()
     server.ask("GRANT billing TO app")
     role_setting("role = billing")
@@ -280,7 +305,10 @@ def test_no_function_of_somebody_elses_stands_before_the_catalogues(server, role
         ("pg_try_advisory_lock", "int, int", "boolean"),
     ):
         body = f"INSERT INTO trap.sprung VALUES ('{name}'); SELECT NULL::{result}"
-        server.ask(f"CREATE FUNCTION trap.{name}({arguments}) RETURNS {result} LANGUAGE sql SECURITY DEFINER AS $${body}$$")
+        server.ask(
+            f"CREATE FUNCTION trap.{name}({arguments}) RETURNS {result} LANGUAGE sql SECURITY"
+            f" DEFINER AS $${body}$$"
+        )
     server.ask("GRANT USAGE ON SCHEMA trap TO app")
     try:
         session = server.session()

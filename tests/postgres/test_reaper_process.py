@@ -1,4 +1,6 @@
-"""The command as cron and systemd run it: a process of its own, its exit code, its two streams and its signals."""
+"""The command as cron and systemd run it: a process of its own, its exit code, its two streams and
+its signals.
+"""
 
 from __future__ import annotations
 
@@ -40,15 +42,21 @@ class Process(subprocess.Popen[str]):
 
 @pytest.fixture
 def start(tmp_path) -> Iterator[Callable[..., Process]]:
-    """Return a function that starts the command on the test database, with changes to its alias and its CONN_GUARD."""
+    """Return a function that starts the command on the test database, with changes to its alias and
+    its CONN_GUARD.
+    """
     running: list[Process] = []
     known = connections["default"].settings_dict
 
-    def start_process(*arguments: str, conn_guard: object = None, prelude: str = "", **changes: object) -> Process:
+    def start_process(
+        *arguments: str, conn_guard: object = None, prelude: str = "", **changes: object
+    ) -> Process:
         module = f"settings_{len(running)}"
         changes = {"NAME": known["NAME"], **changes}
         conn_guard = {} if conn_guard is None else conn_guard
-        (tmp_path / f"{module}.py").write_text(SETTINGS.format(changes=changes, conn_guard=conn_guard, prelude=prelude))
+        (tmp_path / f"{module}.py").write_text(
+            SETTINGS.format(changes=changes, conn_guard=conn_guard, prelude=prelude)
+        )
         path = os.pathsep.join([str(tmp_path), *(each for each in sys.path if each)])
         process = Process(
             [sys.executable, "-m", "django", "idle_reaper", *arguments],
@@ -70,25 +78,39 @@ def start(tmp_path) -> Iterator[Callable[..., Process]]:
 @pytest.fixture
 def own_sessions(ask):
     """Return a function that counts the sessions which reapers have on the test database."""
-    statement = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'conn_guard:idle_reaper' AND datname = %s"
+    statement = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'conn_guard:idle_reaper'"
+        " AND datname = %s"
+    )
     return lambda: ask(statement, [connections["default"].settings_dict["NAME"]])[0][0]
 
 
 def test_a_run_from_the_command_line(start, session_factory, application_name, ask):
     session = session_factory()
-    age = "SELECT clock_timestamp() - state_change > interval '0.2 s' FROM pg_stat_activity WHERE pid = %s"
+    age = (
+        "SELECT clock_timestamp() - state_change > interval '0.2 s' FROM pg_stat_activity WHERE pid"
+        " = %s"
+    )
     until(lambda: ask(age, [session.pid])[0][0])
-    exit_code, stdout, stderr = start("--idle-for", "0.2s", "--application-name", application_name).end()
+    exit_code, stdout, stderr = start(
+        "--idle-for", "0.2s", "--application-name", application_name
+    ).end()
     assert exit_code == 0
     assert f"signalled  {session.pid}" in stdout
-    assert stderr == "The threshold is 0.2s: below 30s a session may be ended in the pause between two requests.\n"
+    assert (
+        stderr == "The threshold is 0.2s: below 30s a session may be ended in the pause between two"
+        " requests.\n"
+    )
     assert start("--application-name", application_name, "-v", "0").end() == (0, "", "")
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--idle-for", "banana"], "--idle-for: 'banana' is not a duration: write 90s, 10m, 2h or 1d."),
+        (
+            ["--idle-for", "banana"],
+            "--idle-for: 'banana' is not a duration: write 90s, 10m, 2h or 1d.",
+        ),
         (["--idle-for", "0s"], "--idle-for: 0s is not above zero."),
         (["--idle-for"], "argument --idle-for: expected one argument"),
         (["--every", "-1"], "--every: '-1' is not a duration: write 90s, 10m, 2h or 1d."),
@@ -96,19 +118,34 @@ def test_a_run_from_the_command_line(start, session_factory, application_name, a
         (["--max", "some"], "--max: 'some' is not a whole number from 0 on."),
         (["--keep", "-1"], "--keep: '-1' is not a whole number from 0 on."),
         (["--when-above", "101"], "--when-above: '101' is not a percentage from 0 to 100."),
-        (["--client", "10.0"], "--client: '10.0' is neither a network such as 10.0.0.0/8 nor an address."),
+        (
+            ["--client", "10.0"],
+            "--client: '10.0' is neither a network such as 10.0.0.0/8 nor an address.",
+        ),
         (["--user", "*", "--user", "app"], "--user '*' means every role and stands alone."),
         (["--format", "xml"], "argument --format: invalid choice: 'xml' (choose from "),
         (["--bogus"], "unrecognized arguments: --bogus"),
-        (["--database", "nope"], "There is no alias 'nope' in DATABASES. Name one of 'default', 'other', 'lite'."),
+        (
+            ["--database", "nope"],
+            "There is no alias 'nope' in DATABASES. Name one of 'default', 'other', 'lite'.",
+        ),
         (
             ["--database", "lite"],
-            "DATABASES['lite'] is no PostgreSQL, so it has no sessions to look at. Name another alias.",
+            (
+                "DATABASES['lite'] is no PostgreSQL, so it has no sessions to look at. Name another"
+                " alias."
+            ),
         ),
-        (["--database", "default", "--all-databases"], "argument --all-databases: not allowed with argument --database"),
+        (
+            ["--database", "default", "--all-databases"],
+            "argument --all-databases: not allowed with argument --database",
+        ),
         (
             ["--metrics-file", "/nowhere/reaper.prom"],
-            "--metrics-file: '/nowhere/reaper.prom' can't be written: its folder has to exist and be ours.",
+            (
+                "--metrics-file: '/nowhere/reaper.prom' can't be written: its folder has to exist"
+                " and be ours."
+            ),
         ),
         (["--database", "two\nlines"], "There is no alias 'two\\nlines' in DATABASES."),
     ],
@@ -124,7 +161,10 @@ def test_a_wrong_call_is_one_line_and_exit_2(start, arguments, line):
     ("conn_guard", "line"),
     [
         ([], "CommandError: CONN_GUARD is [], not a dict. "),
-        ({"REAP_IDLE_FOR": "ten"}, "CommandError: CONN_GUARD['REAP_IDLE_FOR'] is 'ten', not a duration. "),
+        (
+            {"REAP_IDLE_FOR": "ten"},
+            "CommandError: CONN_GUARD['REAP_IDLE_FOR'] is 'ten', not a duration. ",
+        ),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_exit_2(start, conn_guard, line):
@@ -136,9 +176,14 @@ def test_a_wrong_setting_is_one_line_and_exit_2(start, conn_guard, line):
 
 def test_an_unreachable_server_is_tried_for_a_while_and_then_exit_5(start):
     assert timedelta(seconds=30) == CONNECT_FOR
-    shorter = "import datetime; from conn_guard import reaper; reaper.CONNECT_FOR = datetime.timedelta(seconds=3)"
+    shorter = (
+        "import datetime; from conn_guard import reaper; reaper.CONNECT_FOR ="
+        " datetime.timedelta(seconds=3)"
+    )
     began = time.monotonic()
-    exit_code, stdout, stderr = start(HOST="127.0.0.1", PORT=str(free_port()), PASSWORD="s3cret", prelude=shorter).end()
+    exit_code, stdout, stderr = start(
+        HOST="127.0.0.1", PORT=str(free_port()), PASSWORD="s3cret", prelude=shorter
+    ).end()
     assert (exit_code, stdout) == (5, "")
     assert time.monotonic() - began >= 3
     assert stderr.startswith("CommandError: default: can't connect: ")
@@ -147,7 +192,9 @@ def test_an_unreachable_server_is_tried_for_a_while_and_then_exit_5(start):
     assert "s3cret" not in stderr
 
 
-@pytest.mark.parametrize("name", ["postgres://app:s3cret@db.internal:5432/" + "x" * 60, "password=s3cret " + "x" * 60])
+@pytest.mark.parametrize(
+    "name", ["postgres://app:s3cret@db.internal:5432/" + "x" * 60, "password=s3cret " + "x" * 60]
+)
 def test_an_address_where_a_name_belongs_is_not_repeated(start, name):
     exit_code, _, stderr = start(NAME=name).end()
     assert exit_code == 2
@@ -170,18 +217,27 @@ def test_a_signal_ends_one_shot_with_its_number(start, signum, exit_code):
         nobody.accept()[0].close()
     ended = process.end(signum)
     assert ended[:2] == (exit_code, "")
-    assert ended[2] == f"CommandError: default: stopped by {signal.Signals(signum).name} after 0 signals.\n"
+    assert (
+        ended[2]
+        == f"CommandError: default: stopped by {signal.Signals(signum).name} after 0 signals.\n"
+    )
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_staying_repeats_on_one_session_until_a_signal(start, session_factory, application_name, ask, own_sessions, signum):
+def test_staying_repeats_on_one_session_until_a_signal(
+    start, session_factory, application_name, ask, own_sessions, signum
+):
     process = start("--every", "0.2s", "--idle-for", "0.2s", "--application-name", application_name)
     first = session_factory()
     until(lambda: not ask("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [first.pid]))
-    ((own,),) = ask("SELECT pid FROM pg_stat_activity WHERE application_name = 'conn_guard:idle_reaper'")
+    ((own,),) = ask(
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'conn_guard:idle_reaper'"
+    )
     second = session_factory()
     until(lambda: not ask("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [second.pid]))
-    assert ask("SELECT pid FROM pg_stat_activity WHERE application_name = 'conn_guard:idle_reaper'") == [(own,)]
+    assert ask(
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'conn_guard:idle_reaper'"
+    ) == [(own,)]
     exit_code, stdout, stderr = process.end(signum)
     assert exit_code == 0
     assert f"signalled  {first.pid}" in stdout
@@ -190,9 +246,13 @@ def test_staying_repeats_on_one_session_until_a_signal(start, session_factory, a
     until(lambda: own_sessions() == 0)
 
 
-def test_a_second_one_that_stays_stands_by_and_takes_over(start, ask, own_sessions, application_name):
+def test_a_second_one_that_stays_stands_by_and_takes_over(
+    start, ask, own_sessions, application_name
+):
     arguments = ("--every", "0.2s", "--wait", "0.1s", "--application-name", application_name)
-    locked = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND classid = 1668247143 AND granted"
+    locked = (
+        "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND classid = 1668247143 AND granted"
+    )
     first = start(*arguments)
     (holder,) = until(lambda: ask(locked))[0]
     second = start(*arguments)
@@ -229,7 +289,10 @@ def test_advice_runs_as_it_is_printed(start, ask):
     try:
         ask(stdout)
         name = connections["default"].settings_dict["NAME"]
-        setting = "SELECT setconfig FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase WHERE datname = %s"
+        setting = (
+            "SELECT setconfig FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase"
+            " WHERE datname = %s"
+        )
         assert ask(setting, [name]) == [(["idle_session_timeout=300000ms"],)]
     finally:
         ask(stdout.replace(" SET idle_session_timeout = '300000ms'", " RESET idle_session_timeout"))

@@ -27,22 +27,31 @@ def blocks(language):
 
 
 def first_cells(heading):
-    """Return the codes in the first cell of each row of the table below a heading or a heading of a table."""
+    """Return the codes in the first cell of each row of the table below a heading or a heading of a
+    table.
+    """
     table = PAGE.split(heading, 1)[1].split("|---", 1)[1].split("\n\n", 1)[0]
-    return [code for row in table.splitlines()[1:] for code in re.findall(r"`([^`]+)`", row.split(" | ", 1)[0])]
+    return [
+        code
+        for row in table.splitlines()[1:]
+        for code in re.findall(r"`([^`]+)`", row.split(" | ", 1)[0])
+    ]
 
 
 @pytest.mark.parametrize("line", [line for block in blocks("sh") for line in block.splitlines()])
 def test_each_command_of_the_page_runs(line, session_factory, application_name, capsys):
     program, script, name, *arguments = shlex.split(line)
     assert (program, script, name) == ("python", "manage.py", "idle_reaper")
-    # What runs beside this test is nobody's business: its sessions are younger than any threshold of the page.
+    # What runs beside this test is nobody's business: its sessions are younger than any threshold
+    # of the page.
     call_command(name, *arguments)
     assert capsys.readouterr().out
 
 
 def test_the_table_of_options_is_the_parsers():
-    parser = load_command_class("conn_guard", "idle_reaper").create_parser("manage.py", "idle_reaper")
+    parser = load_command_class("conn_guard", "idle_reaper").create_parser(
+        "manage.py", "idle_reaper"
+    )
     djangos = {action.dest for action in BaseCommand().create_parser("manage.py", "any")._actions}
     ours = {
         option: action.metavar or "|".join(action.choices or ())
@@ -71,12 +80,16 @@ def test_the_tables_of_reasons_and_fields_are_the_codes(session_factory):
 
 def test_the_examples_are_goldens():
     assert blocks("text run") == [(GOLDENS / "dry_run.txt").read_text(encoding="utf-8")]
-    assert set(blocks("json")[0].splitlines()) <= set((GOLDENS / "run.jsonl").read_text(encoding="utf-8").splitlines())
+    assert set(blocks("json")[0].splitlines()) <= set(
+        (GOLDENS / "run.jsonl").read_text(encoding="utf-8").splitlines()
+    )
 
 
 def test_the_table_of_exit_codes_is_the_codes():
     table = PAGE.split("## Exit codes", 1)[1]
-    assert [int(code) for code in re.findall(r"^\| (\d) \|", table, re.MULTILINE)] == [int(code) for code in Exit]
+    assert [int(code) for code in re.findall(r"^\| (\d) \|", table, re.MULTILINE)] == [
+        int(code) for code in Exit
+    ]
 
 
 def test_the_table_of_metrics_is_the_files():

@@ -27,14 +27,23 @@ def primary(django_db_blocker):
 
 @pytest.fixture(scope="module")
 def base_backup(primary):
-    """Return a function that fills a cluster's folder with a copy of the primary that follows it."""
+    """Return a function that fills a cluster's folder with a copy of the primary that follows
+    it.
+    """
 
     def fill(cluster):
         shutil.rmtree(cluster, ignore_errors=True)
         program = _programs(primary.server) / "pg_basebackup"
         address = f"host={primary.server.host} port={primary.server.port} user=postgres"
         arguments = ["-D", str(cluster), "-d", address, "-X", "stream", "-c", "fast"]
-        subprocess.run([program, *arguments], check=True, capture_output=True, cwd="/", timeout=60, **unprivileged())
+        subprocess.run(
+            [program, *arguments],
+            check=True,
+            capture_output=True,
+            cwd="/",
+            timeout=60,
+            **unprivileged(),
+        )
         # Not by -R, which writes down options that the walreceiver of some builds doesn't know.
         with (cluster / "postgresql.auto.conf").open("a") as file:
             file.write(f"primary_conninfo = '{address}'\n")
@@ -50,7 +59,9 @@ def base_backup(primary):
 @pytest.fixture(scope="module")
 def standby(primary, base_backup):
     """A hot standby of the primary."""
-    with LocalPostgres(max_connections=40, settings={"wal_retrieve_retry_interval": "100ms"}) as started:
+    with LocalPostgres(
+        max_connections=40, settings={"wal_retrieve_retry_interval": "100ms"}
+    ) as started:
         started.halt()
         base_backup(started.log.parent / "cluster")
         started.start()
@@ -61,7 +72,9 @@ def standby(primary, base_backup):
 
 
 def _programs(server):
-    """Return the folder of the programs that run *server*: a copy, where its user can't reach the original."""
+    """Return the folder of the programs that run *server*: a copy, where its user can't reach the
+    original.
+    """
     options = (server.log.parent / "cluster" / "postmaster.opts").read_text()
     return server.bin.__class__(options.partition(' "')[0].strip('"')).parent
 
@@ -87,7 +100,17 @@ def test_a_walsender_and_its_receiver_live_on(primary, standby):
     standby.rested(mirrored)
     for server in (primary, standby):
         with server.alias(USER="postgres"):
-            run = reap("--database", "own", "--idle-for", "0.2s", "--user", "*", "--any-database", "--exclude-user", "nobody")
+            run = reap(
+                "--database",
+                "own",
+                "--idle-for",
+                "0.2s",
+                "--user",
+                "*",
+                "--any-database",
+                "--exclude-user",
+                "nobody",
+            )
             assert run.exit_code == 0
         server.forget()
     assert primary.ask(sender) == [before]
@@ -118,7 +141,12 @@ def _closed_standby(primary, base_backup):
             shutil.chown(folder, account["user"], account["group"])
         cluster = base_backup(folder / "cluster")
         program = str(_programs(primary.server) / "postgres")
-        settings = {"port": port, "hot_standby": "off", "unix_socket_directories": "", "listen_addresses": "127.0.0.1"}
+        settings = {
+            "port": port,
+            "hot_standby": "off",
+            "unix_socket_directories": "",
+            "listen_addresses": "127.0.0.1",
+        }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         return [program, "-D", str(cluster), *options]
 
@@ -126,7 +154,9 @@ def _closed_standby(primary, base_backup):
         yield port
 
 
-def test_a_server_in_recovery_that_lets_nobody_in_is_no_connection(primary, base_backup, monkeypatch):
+def test_a_server_in_recovery_that_lets_nobody_in_is_no_connection(
+    primary, base_backup, monkeypatch
+):
     monkeypatch.setattr("conn_guard.reaper.CONNECT_FOR", timedelta(seconds=0.3))
     with _closed_standby(primary, base_backup) as port, primary.alias(PORT=str(port)):
         run = reap("--database", "own")

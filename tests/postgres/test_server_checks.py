@@ -1,4 +1,6 @@
-"""The checks that ask the server, on a real one: one test an id, named by it, and the ways in which a server can't be seen."""
+"""The checks that ask the server, on a real one: one test an id, named by it, and the ways in which
+a server can't be seen.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,16 @@ from conn_guard.checks import server
 from tests.django.test_checks import LEVELS
 from tests.programs import free_port
 
-pools = pytest.mark.skipif(django.VERSION < (5, 1) or not is_psycopg3, reason="Django pools from 5.1 on, with psycopg 3")
+pools = pytest.mark.skipif(
+    django.VERSION < (5, 1) or not is_psycopg3, reason="Django pools from 5.1 on, with psycopg 3"
+)
 
 
 @pytest.fixture
 def make_role(session_factory) -> Iterator[Callable[..., str]]:
-    """Return a function that makes a role that may log in, with these words of CREATE ROLE and these settings."""
+    """Return a function that makes a role that may log in, with these words of CREATE ROLE and
+    these settings.
+    """
     execute = session_factory(application_name="test-roles").execute
     made = []
 
@@ -64,7 +70,9 @@ def make_alias(django_db_setup, django_db_blocker) -> Iterator[Callable[..., str
 
 
 def found(alias: str, *, deploy: bool = False) -> dict[str, str]:
-    """Return what the checks of the server say of *alias*: ids and texts, each at the level of its id's letter."""
+    """Return what the checks of the server say of *alias*: ids and texts, each at the level of its
+    id's letter.
+    """
     said = checks.session_checks(databases=[alias])
     if deploy:
         said += checks.deployment_checks(databases=[alias])
@@ -81,9 +89,11 @@ def found(alias: str, *, deploy: bool = False) -> dict[str, str]:
 
 def test_W301_server_idle_timeout(make_role, make_alias):
     role = make_role(idle_session_timeout="30s")
-    assert found(make_alias(USER=role, CONN_MAX_AGE=60))["W301"] == (
-        "The server of DATABASES['app'] ends sessions after 30 s at rest and DATABASES['app']['CONN_MAX_AGE'] is 60, "
-        "without CONN_HEALTH_CHECKS. HINT: Write CONN_HEALTH_CHECKS = True."
+    assert (
+        found(make_alias(USER=role, CONN_MAX_AGE=60))["W301"]
+        == "The server of DATABASES['app'] ends sessions after 30 s at rest and"
+        " DATABASES['app']['CONN_MAX_AGE'] is 60, without CONN_HEALTH_CHECKS. HINT: Write"
+        " CONN_HEALTH_CHECKS = True."
     )
     assert "W301" in found(make_alias(USER=role, CONN_MAX_AGE=None))
     assert "W301" not in found(make_alias(USER=role, CONN_MAX_AGE=30))
@@ -114,7 +124,9 @@ def test_I302_pooler_undeclared(make_alias, pgbouncer, settings, mode):
     alias = make_alias(**pgbouncer(mode).settings)
     said = found(alias)["I302"]
     assert said.startswith("DATABASES['app'] goes through a pooler: the driver was given the pid ")
-    assert said.endswith("""HINT: Say which mode: CONN_GUARD['POOLER'] = {'app': "session"} or "transaction".""")
+    assert said.endswith(
+        """HINT: Say which mode: CONN_GUARD['POOLER'] = {'app': "session"} or "transaction"."""
+    )
     settings.CONN_GUARD = {"POOLER": {alias: mode}}
     assert "I302" not in found(alias)
 
@@ -126,7 +138,10 @@ def test_a_direct_connection_is_no_pooler(make_alias):
 def test_a_server_that_is_away_is_an_info(make_alias):
     said = found(make_alias(PORT=free_port(), PASSWORD="hunter2-swordfish"), deploy=True)
     assert set(said) == {"I302"}
-    assert "The server of DATABASES['app'] could not be asked, so nothing is known about it (OperationalError: " in said["I302"]
+    assert (
+        "The server of DATABASES['app'] could not be asked, so nothing is known about it"
+        " (OperationalError: " in said["I302"]
+    )
     assert said["I302"].endswith("HINT: Run manage.py check --database where the server answers.")
 
 
@@ -164,7 +179,9 @@ def test_an_answer_that_is_not_postgresqls_is_an_info(make_alias, monkeypatch):
 
 @pytest.fixture
 def limited(make_role, make_alias, settings) -> Callable[..., str]:
-    """Return a function that makes an alias of a role with 20 slots of its own and the budget of 2 processes and 8 threads."""
+    """Return a function that makes an alias of a role with 20 slots of its own and the budget of 2
+    processes and 8 threads.
+    """
 
     def make(budget: dict[str, int], **values: object) -> str:
         settings.CONN_GUARD = {"BUDGET": budget}
@@ -176,8 +193,9 @@ def limited(make_role, make_alias, settings) -> Callable[..., str]:
 def test_W303_budget_tight(limited):
     said = found(limited({"processes": 2, "threads": 8, "other": 2}), deploy=True)
     role = said["W303"].split("role '")[1].split("'")[0]
-    assert said["W303"] == (
-        f"CONN_GUARD['BUDGET'] comes to 18 of the 20 slots of the role '{role}' (90%):\n"
+    assert (
+        said["W303"]
+        == f"CONN_GUARD['BUDGET'] comes to 18 of the 20 slots of the role '{role}' (90%):\n"
         "    DATABASES['app']: 2 processes x 8 threads = 16\n"
         "    other: 2\n"
         "    room: its CONNECTION LIMIT 20 "
@@ -194,20 +212,29 @@ def test_W304_budget_exceeded(make_alias, ask, settings):
         " ('max_connections', 'superuser_reserved_connections', 'reserved_connections')"
     )
     limits = dict(rows)
-    slots = limits["max_connections"] - limits["superuser_reserved_connections"] - limits.get("reserved_connections", 0)
+    slots = (
+        limits["max_connections"]
+        - limits["superuser_reserved_connections"]
+        - limits.get("reserved_connections", 0)
+    )
     others = [name for name in connections.settings if name not in ("lite", alias, replica)]
     needed = 800 * (len(others) + 2)
     said = found(alias, deploy=True)
     assert "W303" not in said
     text = said["W304"].replace(replica, "replica")
     assert text.startswith(
-        f"CONN_GUARD['BUDGET'] comes to {needed} of the {slots} slots of the server ({needed / slots:.0%}):\n"
+        f"CONN_GUARD['BUDGET'] comes to {needed} of the {slots} slots of the server"
+        f" ({needed / slots:.0%}):\n"
     )
     assert "\n    DATABASES['app']: 100 processes x 8 threads = 800\n" in text
     assert "\n    DATABASES['replica']: 100 processes x 8 threads = 800\n" in text
-    assert f"\n    room: max_connections {limits['max_connections']} - superuser_reserved_connections " in text
+    assert (
+        f"\n    room: max_connections {limits['max_connections']} - superuser_reserved_connections "
+        in text
+    )
     assert text.endswith(
-        f" = {slots} HINT: Run fewer processes or threads, bound the sum with OPTIONS['pool'], or raise the limit."
+        f" = {slots} HINT: Run fewer processes or threads, bound the sum with OPTIONS['pool'], or"
+        " raise the limit."
     )
 
 
@@ -230,7 +257,10 @@ def test_the_databases_own_limit_counts(make_role, make_alias, session_factory, 
     try:
         settings.CONN_GUARD = {"BUDGET": {"processes": 1, "threads": 8}}
         alias = make_alias(USER=make_role(), NAME=name)
-        assert f"comes to 8 of the 5 slots of the database '{name}' (160%):" in found(alias, deploy=True)["W304"]
+        assert (
+            f"comes to 8 of the 5 slots of the database '{name}' (160%):"
+            in found(alias, deploy=True)["W304"]
+        )
         connections[alias].close()
     finally:
         execute(f"DROP DATABASE {name} WITH (FORCE)")
@@ -238,16 +268,27 @@ def test_the_databases_own_limit_counts(make_role, make_alias, session_factory, 
 
 @pools
 def test_a_pool_bounds_the_sum(limited):
-    alias = limited({"processes": 2, "threads": 1}, OPTIONS={"pool": {"min_size": 1, "max_size": 9}})
-    assert "\n    DATABASES['app']: 2 processes x 9 connections of its pool = 18\n" in found(alias, deploy=True)["W303"]
+    alias = limited(
+        {"processes": 2, "threads": 1}, OPTIONS={"pool": {"min_size": 1, "max_size": 9}}
+    )
+    assert (
+        "\n    DATABASES['app']: 2 processes x 9 connections of its pool = 18\n"
+        in found(alias, deploy=True)["W303"]
+    )
 
 
-@pytest.mark.parametrize(("wsgi", "words"), [(None, "Under ASGI "), ("app.wsgi", "If an ASGI server serves the project, ")])
+@pytest.mark.parametrize(
+    ("wsgi", "words"),
+    [(None, "Under ASGI "), ("app.wsgi", "If an ASGI server serves the project, ")],
+)
 def test_under_asgi_the_sum_says_that_it_is_no_bound(limited, settings, wsgi, words):
     settings.ASGI_APPLICATION = "app.asgi"
     settings.WSGI_APPLICATION = wsgi
     said = found(limited({"processes": 2, "threads": 9}), deploy=True)["W303"]
-    assert f"\n    {words}threads bound nothing: every request that runs at once may hold a connection; a pool would." in said
+    assert (
+        f"\n    {words}threads bound nothing: every request that runs at once may hold a"
+        " connection; a pool would." in said
+    )
 
 
 def test_behind_a_pooler_the_poolers_limits_decide(make_role, make_alias, pgbouncer, settings):
@@ -266,8 +307,9 @@ def test_behind_a_pooler_the_poolers_limits_decide(make_role, make_alias, pgboun
 
 def test_I305_idle_in_transaction_unbounded(make_role, make_alias):
     role = make_role()
-    assert found(make_alias(USER=role), deploy=True)["I305"] == (
-        f"The role '{role}' of DATABASES['app'] has no idle_in_transaction_session_timeout. "
+    assert (
+        found(make_alias(USER=role), deploy=True)["I305"]
+        == f"The role '{role}' of DATABASES['app'] has no idle_in_transaction_session_timeout. "
         "HINT: ALTER ROLE ... SET idle_in_transaction_session_timeout = '5min'."
     )
     bounded = make_role(idle_in_transaction_session_timeout="5min")
@@ -276,8 +318,10 @@ def test_I305_idle_in_transaction_unbounded(make_role, make_alias):
 
 def test_W307_application_is_superuser(make_role, make_alias):
     role = make_role("SUPERUSER")
-    assert found(make_alias(USER=role), deploy=True)["W307"] == (
-        f"The role '{role}' of DATABASES['app'] is a superuser, so it can take the reserved slots. "
+    assert (
+        found(make_alias(USER=role), deploy=True)["W307"]
+        == f"The role '{role}' of DATABASES['app'] is a superuser, so it can take the reserved"
+        " slots. "
         "HINT: ALTER ROLE ... NOSUPERUSER, after giving it the rights that it needs."
     )
     assert "W307" not in found(make_alias(USER=make_role()), deploy=True)
@@ -286,7 +330,10 @@ def test_W307_application_is_superuser(make_role, make_alias):
 def test_the_role_that_logged_in_takes_the_slot(make_role, make_alias):
     low = make_role()
     role = make_role(f"SUPERUSER IN ROLE {low}")
-    assert f"The role '{role}'" in found(make_alias(USER=role, OPTIONS={"assume_role": low}), deploy=True)["W307"]
+    assert (
+        f"The role '{role}'"
+        in found(make_alias(USER=role, OPTIONS={"assume_role": low}), deploy=True)["W307"]
+    )
 
 
 # The reaper
@@ -296,9 +343,9 @@ def test_W308_reaps_healthy(make_alias, settings):
     settings.CONN_GUARD = {"REAP_IDLE_FOR": timedelta(minutes=1)}
     alias = make_alias(CONN_MAX_AGE=60)
     text = (
-        "CONN_GUARD['REAP_IDLE_FOR'] is 60 s and DATABASES['app']['CONN_MAX_AGE'] is 60, without CONN_HEALTH_CHECKS: "
-        "the reaper would end healthy connections. "
-        "HINT: Write CONN_HEALTH_CHECKS = True, or take the engine conn_guard.engine.postgresql."
+        "CONN_GUARD['REAP_IDLE_FOR'] is 60 s and DATABASES['app']['CONN_MAX_AGE'] is 60, without"
+        " CONN_HEALTH_CHECKS: the reaper would end healthy connections. HINT: Write"
+        " CONN_HEALTH_CHECKS = True, or take the engine conn_guard.engine.postgresql."
     )
     assert found(alias)["W308"] == text
     message = server.reaping_message(alias)
@@ -367,4 +414,6 @@ def test_other_engines_are_left_alone(make_alias, monkeypatch):
 def test_the_question_leaves_no_transaction_open(make_alias, ask, application_name):
     alias = make_alias(AUTOCOMMIT=False, OPTIONS={"application_name": application_name})
     found(alias)
-    assert ask("SELECT state FROM pg_stat_activity WHERE application_name = %s", [application_name]) == [("idle",)]
+    assert ask(
+        "SELECT state FROM pg_stat_activity WHERE application_name = %s", [application_name]
+    ) == [("idle",)]

@@ -1,4 +1,6 @@
-"""Celery's and RQ's workers, real ones on a real Redis: no job leaves a session behind, and every next job still works."""
+"""Celery's and RQ's workers, real ones on a real Redis: no job leaves a session behind, and every
+next job still works.
+"""
 
 from __future__ import annotations
 
@@ -27,26 +29,35 @@ from tests.programs import LEASH
 pytestmark = pytest.mark.django_db
 
 JOBS = [job.__name__ for job in jobs.JOBS]
-CELERY = "celery -A tests.postgres.task_site.celery_app worker --without-gossip --without-mingle --loglevel WARNING"
+CELERY = (
+    "celery -A tests.postgres.task_site.celery_app worker --without-gossip --without-mingle"
+    " --loglevel WARNING"
+)
 POOLS = {
     "prefork": "--pool prefork --concurrency 2",
     "threads": "--pool threads --concurrency 3",
     "solo": "--pool solo",
     "gevent": "--pool gevent --concurrency 5",
 }
-# While one greenlet runs an event loop, Django takes the code of all others for asynchronous and refuses to query.
+# While one greenlet runs an event loop, Django takes the code of all others for asynchronous and
+# refuses to query.
 REFUSED = ("gevent", "run_asyncio")
 RQ = {
     "rqworker": "django rqworker {queue}",
     "rqworker, simple": "django rqworker --worker-class rq.SimpleWorker {queue}",
     "rq worker": "rq.cli worker --config tests.postgres.task_site.rq_config {queue}",
-    "rq worker, simple": "rq.cli worker --config tests.postgres.task_site.rq_config --worker-class rq.SimpleWorker {queue}",
+    "rq worker, simple": (
+        "rq.cli worker --config tests.postgres.task_site.rq_config --worker-class rq.SimpleWorker"
+        " {queue}"
+    ),
     "threads": "tests.postgres.task_site.rq_threads",
 }
 
 
 class Worker:
-    """A worker that runs as a process of its own: how to hand it a job, and how to find its sessions."""
+    """A worker that runs as a process of its own: how to hand it a job, and how to find its
+    sessions.
+    """
 
     def __init__(self, name: str, process: subprocess.Popen[bytes], log: Path) -> None:
         self.name = name
@@ -58,7 +69,10 @@ class Worker:
     def perform(self, *names: str) -> list[object]:
         """Return what the jobs returned, or the error that each raised, once all have ended."""
         sent = [self.send(name) for name in names]
-        return [until(lambda result=result: self.process.poll() is not None or result(), timeout=60) for result in sent]
+        return [
+            until(lambda result=result: self.process.poll() is not None or result(), timeout=60)
+            for result in sent
+        ]
 
 
 @contextmanager
@@ -68,11 +82,23 @@ def _running(command: str, folder: Path, redis: str, **environment: str) -> Iter
     variables = {"APPLICATION_NAME": name, "QUEUE": name, "REDIS_URL": redis, **environment}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["/bin/sh", "-c", LEASH, "sh", sys.executable, "-m", *command.format(queue=name).split()],
+            [
+                "/bin/sh",
+                "-c",
+                LEASH,
+                "sh",
+                sys.executable,
+                "-m",
+                *command.format(queue=name).split(),
+            ],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.postgres.task_site.settings", **variables},
+            env={
+                **os.environ,
+                "DJANGO_SETTINGS_MODULE": "tests.postgres.task_site.settings",
+                **variables,
+            },
         )
     try:
         yield Worker(name, process, log)
@@ -98,7 +124,10 @@ def celery_worker(pool: str, folder: Path, redis: str, **environment: str) -> It
 
 @contextmanager
 def rq_worker(kind: str, folder: Path, redis: str, **environment: str) -> Iterator[Worker]:
-    with _running(RQ[kind], folder, redis, **environment) as worker, Redis.from_url(redis) as connection:
+    with (
+        _running(RQ[kind], folder, redis, **environment) as worker,
+        Redis.from_url(redis) as connection,
+    ):
         queue = Queue(worker.name, connection=connection)
 
         def send(name: str) -> Callable[[], object]:
@@ -108,7 +137,11 @@ def rq_worker(kind: str, folder: Path, redis: str, **environment: str) -> Iterat
                 latest = job.latest_result()
                 if latest is None:
                     return None
-                return RuntimeError(latest.exc_string) if latest.exc_string else latest.return_value or True
+                return (
+                    RuntimeError(latest.exc_string)
+                    if latest.exc_string
+                    else latest.return_value or True
+                )
 
             return result
 
@@ -121,7 +154,12 @@ def sessions(ask) -> Callable[[Worker], list[int]]:
     """Return a function that gives the backend pids of a worker's sessions."""
 
     def find(worker: Worker) -> list[int]:
-        return [pid for (pid,) in ask("SELECT pid FROM pg_stat_activity WHERE application_name = %s", [worker.name])]
+        return [
+            pid
+            for (pid,) in ask(
+                "SELECT pid FROM pg_stat_activity WHERE application_name = %s", [worker.name]
+            )
+        ]
 
     return find
 
@@ -186,7 +224,9 @@ def test_jobs_side_by_side_leave_no_session(rq, sessions):
 # What the import changes, and what it leaves alone
 
 
-def test_without_the_import_an_atomic_block_that_was_never_left_breaks_the_next_task(redis_server, tmp_path):
+def test_without_the_import_an_atomic_block_that_was_never_left_breaks_the_next_task(
+    redis_server, tmp_path
+):
     with celery_worker("solo", tmp_path, redis_server, GUARDED="0") as plain:
         plain.perform("enter_atomic")
         (error,) = plain.perform("query")
@@ -199,7 +239,9 @@ def test_without_the_import_a_simple_worker_keeps_its_session(redis_server, tmp_
         assert sessions(plain) == [backend]
 
 
-def test_the_session_of_a_worker_outlives_the_jobs_of_its_children(redis_server, tmp_path, sessions):
+def test_the_session_of_a_worker_outlives_the_jobs_of_its_children(
+    redis_server, tmp_path, sessions
+):
     with rq_worker("rq worker", tmp_path, redis_server, PARENT_QUERIES="1") as worker:
         (parents,) = until(lambda: sessions(worker))
         worker.perform("query")

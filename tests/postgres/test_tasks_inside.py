@@ -1,4 +1,6 @@
-"""Jobs inside the test's own process: what runs in the middle of its caller never touches the caller's connection."""
+"""Jobs inside the test's own process: what runs in the middle of its caller never touches the
+caller's connection.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,10 @@ def read_table():
 @pytest.mark.parametrize("task", [query, fail], ids=["query", "fail"])
 @pytest.mark.parametrize(
     "mode",
-    [pytest.param("atomic", marks=pytest.mark.django_db), pytest.param("open", marks=pytest.mark.django_db(transaction=True))],
+    [
+        pytest.param("atomic", marks=pytest.mark.django_db),
+        pytest.param("open", marks=pytest.mark.django_db(transaction=True)),
+    ],
 )
 def test_an_eager_task_leaves_its_callers_connection_alone(task, mode):
     make_table()

@@ -16,12 +16,19 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Project",
             fields=[
-                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
                 ("name", models.CharField(max_length=200, unique=True)),
                 (
                     "owner",
                     models.ForeignKey(
-                        on_delete=django.db.models.deletion.PROTECT, related_name="projects", to=settings.AUTH_USER_MODEL
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="projects",
+                        to=settings.AUTH_USER_MODEL,
                     ),
                 ),
             ],
@@ -32,13 +39,20 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Token",
             fields=[
-                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
                 ("digest", models.CharField(editable=False, max_length=64, unique=True)),
                 ("created", models.DateTimeField(auto_now_add=True)),
                 (
                     "user",
                     models.ForeignKey(
-                        on_delete=django.db.models.deletion.CASCADE, related_name="tokens", to=settings.AUTH_USER_MODEL
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="tokens",
+                        to=settings.AUTH_USER_MODEL,
                     ),
                 ),
             ],
@@ -46,12 +60,19 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Task",
             fields=[
-                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
                 ("name", models.CharField(max_length=200)),
                 (
                     "project",
                     models.ForeignKey(
-                        on_delete=django.db.models.deletion.CASCADE, related_name="tasks", to="annotations.project"
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="tasks",
+                        to="annotations.project",
                     ),
                 ),
             ],
@@ -62,7 +83,12 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Segment",
             fields=[
-                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
                 ("first_frame", models.PositiveIntegerField()),
                 ("last_frame", models.PositiveIntegerField()),
                 ("chunk", models.FileField(upload_to="chunks")),
@@ -79,7 +105,9 @@ class Migration(migrations.Migration):
                 (
                     "task",
                     models.ForeignKey(
-                        on_delete=django.db.models.deletion.CASCADE, related_name="segments", to="annotations.task"
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="segments",
+                        to="annotations.task",
                     ),
                 ),
             ],
@@ -90,14 +118,21 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Asset",
             fields=[
-                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
                 ("frame", models.PositiveIntegerField()),
                 ("file", models.FileField(upload_to="assets")),
                 ("size", models.PositiveBigIntegerField(help_text="Bytes.")),
                 (
                     "task",
                     models.ForeignKey(
-                        on_delete=django.db.models.deletion.CASCADE, related_name="assets", to="annotations.task"
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="assets",
+                        to="annotations.task",
                     ),
                 ),
             ],
@@ -108,7 +143,12 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Annotation",
             fields=[
-                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
                 ("frame", models.PositiveIntegerField()),
                 ("label", models.CharField(max_length=50)),
                 ("left", models.PositiveIntegerField()),
@@ -118,7 +158,9 @@ class Migration(migrations.Migration):
                 (
                     "segment",
                     models.ForeignKey(
-                        on_delete=django.db.models.deletion.CASCADE, related_name="annotations", to="annotations.segment"
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="annotations",
+                        to="annotations.segment",
                     ),
                 ),
             ],
@@ -128,6 +170,8 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name="asset",
-            constraint=models.UniqueConstraint(fields=("task", "frame"), name="one_asset_per_frame"),
+            constraint=models.UniqueConstraint(
+                fields=("task", "frame"), name="one_asset_per_frame"
+            ),
         ),
     ]

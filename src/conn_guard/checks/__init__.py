@@ -1,4 +1,6 @@
-"""What manage.py check and a starting server say of connections: this room holds the doors to the checks."""
+"""What manage.py check and a starting server say of connections: this room holds the doors to the
+checks.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def register() -> None:
 
 
 def watch() -> None:
-    """Let a server process report at its start and once it shows what settings can't tell. It never raises."""
+    """Let a server process report at its start and once it shows what settings can't tell. It never
+    raises.
+    """
     try:
         from conn_guard.checks import runtime, startup
 
@@ -37,12 +41,16 @@ def watch() -> None:
 
 
 def run_static() -> list[CheckMessage]:
-    """Return what the static checks find, less what SILENCED_SYSTEM_CHECKS names. Nothing is connected to."""
+    """Return what the static checks find, less what SILENCED_SYSTEM_CHECKS names. Nothing is
+    connected to.
+    """
     return [message for message in find() if not message.is_silenced()]
 
 
 def take_turn() -> bool:
-    """Return whether this process has yet to say what the static checks find; true for one caller alone."""
+    """Return whether this process has yet to say what the static checks find; true for one caller
+    alone.
+    """
     try:
         _turns.remove("startup")
     except KeyError:
@@ -84,5 +92,8 @@ def find(project: Project | None = None) -> list[CheckMessage]:
     project = project or Project.current()
     subjects: dict[str, Sequence[object]] = {"project": [project], "alias": project.aliases}
     return [
-        message for rule in RULES.values() for subject in subjects.get(rule.subject, ()) for message in rule.messages(subject)
+        message
+        for rule in RULES.values()
+        for subject in subjects.get(rule.subject, ())
+        for message in rule.messages(subject)
     ]

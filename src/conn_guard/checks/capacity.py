@@ -1,4 +1,6 @@
-"""How many connections a deployment may open and how many there is room for: this room holds the sum and its wording."""
+"""How many connections a deployment may open and how many there is room for: this room holds the
+sum and its wording.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,13 @@ if TYPE_CHECKING:
     from conn_guard.checks.server import Seen
     from conn_guard.conf import Budget
 
-# What the server keeps back from an application. Source: pg_settings of PostgreSQL 14 to 18, and of RDS.
-RESERVED = ("superuser_reserved_connections", "reserved_connections", "rds.rds_superuser_reserved_connections")
+# What the server keeps back from an application. Source: pg_settings of PostgreSQL 14 to 18, and of
+# RDS.
+RESERVED = (
+    "superuser_reserved_connections",
+    "reserved_connections",
+    "rds.rds_superuser_reserved_connections",
+)
 
 
 @dataclass(frozen=True)
@@ -33,9 +40,8 @@ class Sum:
 def sums(every: Iterable[Seen]) -> Iterator[Sum]:
     """Yield, for each server that was seen, the sum that comes nearest to its limit.
 
-    Nothing without CONN_GUARD["BUDGET"], and nothing through a pooler that may share its sessions: there the pooler's own
-    limits decide.
-    """
+    Nothing without CONN_GUARD["BUDGET"], and nothing through a pooler that may share its sessions:
+    there the pooler's own limits decide."""
     told: set[str] = set()
     for seen in every:
         budget = seen.alias.project.conn_guard.budget
@@ -49,26 +55,48 @@ def sums(every: Iterable[Seen]) -> Iterator[Sum]:
 
 
 def _candidates(seen: Seen, budget: Budget) -> Iterator[Sum]:
-    """Yield the sums against the limits of the server, the role and the database, as far as there are such."""
+    """Yield the sums against the limits of the server, the role and the database, as far as there
+    are such.
+    """
     session = seen.session
-    there = [alias for alias in seen.alias.project.aliases if alias.may_be_postgres and _is_same(alias, seen.alias)]
+    there = [
+        alias
+        for alias in seen.alias.project.aliases
+        if alias.may_be_postgres and _is_same(alias, seen.alias)
+    ]
     most = session.settings["max_connections"]
     reserved = {name: session.settings[name] for name in RESERVED if session.settings.get(name)}
-    room = " - ".join([f"max_connections {most}", *(f"{name} {count}" for name, count in reserved.items())])
+    room = " - ".join(
+        [f"max_connections {most}", *(f"{name} {count}" for name, count in reserved.items())]
+    )
     slots = most - sum(reserved.values())
     yield _sum(there, budget, "the server", slots, f"{room} = {slots}" if reserved else room)
     if session.role_limit is not None:
         of_role = [alias for alias in there if _is_same(alias, seen.alias, "USER")]
         limit = session.role_limit
-        yield _sum(of_role, budget, f"the role {shown(session.role)}", limit, f"its CONNECTION LIMIT {limit}")
+        yield _sum(
+            of_role,
+            budget,
+            f"the role {shown(session.role)}",
+            limit,
+            f"its CONNECTION LIMIT {limit}",
+        )
     if session.database_limit is not None:
         of_database = [alias for alias in there if _is_same(alias, seen.alias, "NAME")]
         limit = session.database_limit
-        yield _sum(of_database, budget, f"the database {shown(session.database)}", limit, f"its CONNECTION LIMIT {limit}")
+        yield _sum(
+            of_database,
+            budget,
+            f"the database {shown(session.database)}",
+            limit,
+            f"its CONNECTION LIMIT {limit}",
+        )
 
 
 def _is_same(one: Alias, other: Alias, *keys: str) -> bool:
-    return one.addresses == other.addresses and all(one.values.get(key) == other.values.get(key) for key in keys)
+    return one.addresses == other.addresses and all(
+        one.values.get(key) == other.values.get(key) for key in keys
+    )
 
 
 def _sum(aliases: list[Alias], budget: Budget, owner: str, limit: int, room: str) -> Sum:
@@ -76,7 +104,9 @@ def _sum(aliases: list[Alias], budget: Budget, owner: str, limit: int, room: str
     for alias in aliases:
         per_process, words = _per_process(alias, budget)
         needed += budget.processes * per_process
-        lines.append(f"{alias}: {budget.processes} processes x {words} = {budget.processes * per_process}")
+        lines.append(
+            f"{alias}: {budget.processes} processes x {words} = {budget.processes * per_process}"
+        )
     if budget.other:
         needed += budget.other
         lines.append(f"other: {budget.other}")
@@ -85,7 +115,10 @@ def _sum(aliases: list[Alias], budget: Budget, owner: str, limit: int, room: str
     served_by = aliases[0].project.served_by if aliases else None
     if unbounded and served_by is not None:
         when = "Under ASGI" if served_by == "ASGI" else "If an ASGI server serves the project,"
-        lines.append(f"{when} threads bound nothing: every request that runs at once may hold a connection; a pool would.")
+        lines.append(
+            f"{when} threads bound nothing: every request that runs at once may hold a connection;"
+            " a pool would."
+        )
     share = f"{needed / limit:.0%}" if limit > 0 else "all"
     head = f"CONN_GUARD['BUDGET'] comes to {needed} of the {limit} slots of {owner} ({share}):"
     return Sum(needed, limit, "\n    ".join([head, *lines]))
@@ -96,4 +129,8 @@ def _per_process(alias: Alias, budget: Budget) -> tuple[int, str]:
     if not alias.pools:
         return budget.threads, f"{budget.threads} threads"
     size = alias.pool_sizes[1]
-    return (size, f"{size} connections of its pool") if isinstance(size, int) else (0, "a pool of no known size")
+    return (
+        (size, f"{size} connections of its pool")
+        if isinstance(size, int)
+        else (0, "a pool of no known size")
+    )

@@ -1,4 +1,6 @@
-"""The reference page of the checks, made from the table that the code runs: this room holds its text."""
+"""The reference page of the checks, made from the table that the code runs: this room holds its
+text.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,7 @@ from conn_guard.checks import server, settings  # noqa: F401 - they fill the tab
 from conn_guard.checks.table import RETIRED, RULES, Rule
 
 LEVELS = {"E": "Error", "W": "Warning", "I": "Info"}
-SECTIONS = {
-    "0": "CONN_GUARD",
-    "1": "DATABASES",
-    "2": "MIDDLEWARE",
-    "3": "The server",
-}
+SECTIONS = {"0": "CONN_GUARD", "1": "DATABASES", "2": "MIDDLEWARE", "3": "The server"}
 INTRODUCTION = """\
 # System checks
 

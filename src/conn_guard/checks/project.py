@@ -30,9 +30,12 @@ STOCK_POSTGRES = frozenset(
         "conn_guard.engine.postgis",
     }
 )
-# What an engine's import string tells. A subclass of Django's engine nearly always keeps a word of it, and the word is all
-# that may be known: an engine is never imported, because GIS, tenants and metrics may not load where checks run.
-_POSTGRES_WORDS = re.compile(r"postg|psycopg|psql|pgsql|timescale|tenant|cockroach|redshift|yugabyte|citus")
+# What an engine's import string tells. A subclass of Django's engine nearly always keeps a word of
+# it, and the word is all that may be known: an engine is never imported, because GIS, tenants and
+# metrics may not load where checks run.
+_POSTGRES_WORDS = re.compile(
+    r"postg|psycopg|psql|pgsql|timescale|tenant|cockroach|redshift|yugabyte|citus"
+)
 _OTHER_WORDS = re.compile(
     r"mysql|mariadb|tidb|oracle|mssql|sql_?server|pyodbc|snowflake|bigquery|spanner|mongo|clickhouse|firebird|db2|ldap|"
     r"salesforce|cassandra"
@@ -67,17 +70,27 @@ class Project:
         databases = self.get("DATABASES")
         if not isinstance(databases, Mapping):
             return ()
-        return tuple(Alias(self, name, values) for name, values in databases.items() if isinstance(values, Mapping))
+        return tuple(
+            Alias(self, name, values)
+            for name, values in databases.items()
+            if isinstance(values, Mapping)
+        )
 
     @cached_property
     def middleware(self) -> tuple[str, ...]:
         """The import strings in MIDDLEWARE."""
         listed = self.get("MIDDLEWARE")
-        return tuple(each for each in listed if isinstance(each, str)) if isinstance(listed, (list, tuple)) else ()
+        return (
+            tuple(each for each in listed if isinstance(each, str))
+            if isinstance(listed, (list, tuple))
+            else ()
+        )
 
     @cached_property
     def served_by(self) -> Literal["ASGI", "either"] | None:
-        """What the settings tell of the server: ASGI alone, either, or nothing that speaks for ASGI."""
+        """What the settings tell of the server: ASGI alone, either, or nothing that speaks for
+        ASGI.
+        """
         if not self.get("ASGI_APPLICATION"):
             return None
         return "either" if self.get("WSGI_APPLICATION") else "ASGI"
@@ -94,9 +107,8 @@ class Project:
 class Alias:
     """One alias of DATABASES.
 
-    Django writes its defaults into DATABASES at the first use of a connection, so an absent key and a key with the default
-    value must read the same.
-    """
+    Django writes its defaults into DATABASES at the first use of a connection, so an absent key and
+    a key with the default value must read the same."""
 
     project: Project
     name: object
@@ -109,7 +121,11 @@ class Alias:
     def engine(self) -> str:
         """ENGINE, or Django's word for none."""
         engine = self.values.get("ENGINE")
-        return engine if isinstance(engine, str) and engine not in ("", "django.db.backends.") else DUMMY
+        return (
+            engine
+            if isinstance(engine, str) and engine not in ("", "django.db.backends.")
+            else DUMMY
+        )
 
     @cached_property
     def connects(self) -> bool:
@@ -153,7 +169,9 @@ class Alias:
 
     @cached_property
     def persistent(self) -> bool:
-        """Whether a connection outlives its request. A nan makes it so: Django's comparison with it is never true."""
+        """Whether a connection outlives its request. A nan makes it so: Django's comparison with it
+        is never true.
+        """
         return self.age is None or (isinstance(self.age, Real) and not self.age <= 0)
 
     @cached_property
@@ -180,18 +198,28 @@ class Alias:
     @cached_property
     def pools(self) -> bool:
         """Whether Django is asked for a pool and has one for this engine."""
-        return bool(self.pool) and self.pool_unsupported is None and (self.takes_pool or self.engine in _STOCK_ORACLE)
+        return (
+            bool(self.pool)
+            and self.pool_unsupported is None
+            and (self.takes_pool or self.engine in _STOCK_ORACLE)
+        )
 
     @cached_property
     def takes_pool(self) -> bool:
-        """Whether OPTIONS["pool"] is for psycopg_pool: in Django's PostgreSQL engine and in what is built on it."""
+        """Whether OPTIONS["pool"] is for psycopg_pool: in Django's PostgreSQL engine and in what is
+        built on it.
+        """
         return self.is_postgres and not _POOL_WORDS.search(self.engine.lower())
 
     @cached_property
     def pool_unsupported(self) -> str | None:
         """Why OPTIONS["pool"] fails here whatever its value, if it does."""
         if self.engine in _STOCK_ORACLE:
-            return None if django.VERSION >= (5, 2) else f"Django {django.get_version()} has no pool for Oracle"
+            return (
+                None
+                if django.VERSION >= (5, 2)
+                else f"Django {django.get_version()} has no pool for Oracle"
+            )
         if self.engine in _STOCK_WITHOUT_POOL:
             return "Django has no pool for this engine"
         if not self.takes_pool:
@@ -220,28 +248,37 @@ class Alias:
     def kept_seconds(self) -> float:
         """For how long an unused connection may be kept: 0 for not at all, infinity for no limit.
 
-        A pool keeps its first min_size connections for max_lifetime, and only what goes beyond them for max_idle.
-        """
+        A pool keeps its first min_size connections for max_lifetime, and only what goes beyond them
+        for max_idle."""
         if self.pools:
             key, default = ("max_lifetime", 3600.0) if self.pool_sizes[0] else ("max_idle", 600.0)
             kept = self.pool_options.get(key, default)
             return float(kept) if isinstance(kept, Real) else default
         if not self.persistent:
             return 0
-        return float(self.age) if isinstance(self.age, Real) and self.age < YEAR_SECONDS else math.inf
+        return (
+            float(self.age) if isinstance(self.age, Real) and self.age < YEAR_SECONDS else math.inf
+        )
 
     @cached_property
     def startup_settings(self) -> Mapping[str, str]:
-        """What OPTIONS["options"] sets on the server: ``-c name=value`` and ``--name=value``, the last one wins."""
+        """What OPTIONS["options"] sets on the server: ``-c name=value`` and ``--name=value``, the
+        last one wins.
+        """
         text = self.options.get("options")
         if not isinstance(text, str):
             return {}
-        return {match["name"].replace("-", "_").lower(): match["value"] for match in _STARTUP.finditer(text)}
+        return {
+            match["name"].replace("-", "_").lower(): match["value"]
+            for match in _STARTUP.finditer(text)
+        }
 
     @cached_property
     def addresses(self) -> tuple[tuple[str, str], ...]:
         """Host and port of each server that may be tried; an empty port is libpq's own default."""
-        hosts = _listed(self.values.get("HOST") or self.options.get("host") or self.options.get("hostaddr"))
+        hosts = _listed(
+            self.values.get("HOST") or self.options.get("host") or self.options.get("hostaddr")
+        )
         ports = _listed(self.values.get("PORT") or self.options.get("port"))
         if len(ports) < len(hosts):
             ports = ports * len(hosts) if len(ports) == 1 else (*ports, *[""] * len(hosts))
@@ -249,7 +286,9 @@ class Alias:
 
     @cached_property
     def pooler(self) -> tuple[Literal["transaction", "session", "unknown"], str] | None:
-        """The mode of what stands between us and the server and how we know, or None where nothing speaks for a pooler."""
+        """The mode of what stands between us and the server and how we know, or None where nothing
+        speaks for a pooler.
+        """
         if not self.may_be_postgres:
             return None
         declared = self.project.conn_guard.pooler.get(self.name)  # type: ignore[call-overload]
@@ -269,7 +308,9 @@ _STOCK_WITHOUT_POOL = frozenset(
 )
 _STOCK_ORACLE = frozenset({"django.db.backends.oracle", "django.contrib.gis.db.backends.oracle"})
 # Values may be quoted for the shell's sake; a space inside is written with a backslash.
-_STARTUP = re.compile(r"""(?:^|(?<=\s))(?:-c\s*|--)(?P<name>[A-Za-z_][\w.-]*)=(?P<value>(?:\\.|[^\s\\])*)""")
+_STARTUP = re.compile(
+    r"""(?:^|(?<=\s))(?:-c\s*|--)(?P<name>[A-Za-z_][\w.-]*)=(?P<value>(?:\\.|[^\s\\])*)"""
+)
 _POOLER_NAME = re.compile(r"pgbouncer|pgcat|odyssey|pooler")
 
 
@@ -288,7 +329,9 @@ def _pooler(host: str, port: str) -> tuple[Literal["transaction", "unknown"], st
 
 
 def _listed(value: object) -> tuple[str, ...]:
-    """Return the hosts or ports in *value*: libpq takes several with commas; always at least one, empty for the default."""
+    """Return the hosts or ports in *value*: libpq takes several with commas; always at least one,
+    empty for the default.
+    """
     if isinstance(value, (list, tuple)):
         return tuple(part for each in value for part in _listed(each)) or ("",)
     # No port is larger, and Python refuses to print the largest numbers.
@@ -310,7 +353,9 @@ _SECRET = re.compile(r"://|@|(?:pass\w*|pwd|secret|token|key)\s*[=:]", re.IGNORE
 
 
 def shown(value: object) -> str:
-    """Return *value* as a message may show it: on one line, short, and never what could hold a password."""
+    """Return *value* as a message may show it: on one line, short, and never what could hold a
+    password.
+    """
     if isinstance(value, str):
         text = str(value)
         if _SECRET.search(text):
@@ -322,7 +367,11 @@ def shown(value: object) -> str:
         return repr(value)
     if isinstance(value, (list, tuple)) and len(value) <= 3:
         inner = ", ".join(_members(value))
-        return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' if len(value) == 1 else ''})"
+        return (
+            f"[{inner}]"
+            if isinstance(value, list)
+            else f"({inner}{',' if len(value) == 1 else ''})"
+        )
     return f"(a {type(value).__name__})"
 
 

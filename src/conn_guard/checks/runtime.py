@@ -1,8 +1,9 @@
-"""What only a serving process shows: this room holds the sayings on connections that are never used again and on poolers.
+"""What only a serving process shows: this room holds the sayings on connections that are never used
+again and on poolers.
 
-Each is said once a process, on the logger ``conn_guard.checks``. A request costs one addition and one test, until the
-question is settled; a connection costs little beside opening it, and nothing is ever asked of the server.
-"""
+Each is said once a process, on the logger ``conn_guard.checks``. A request costs one addition and
+one test, until the question is settled; a connection costs little beside opening it, and nothing is
+ever asked of the server."""
 
 from __future__ import annotations
 
@@ -26,13 +27,19 @@ ENOUGH_REQUESTS = 100
 SETTLED_REQUESTS = 1000
 """Requests after which a process that used its connections again is asked no more."""
 NEVER_REUSED = 0.9
-"""Connections per request from which on persistence is useless; a request without a query makes it less."""
+"""Connections per request from which on persistence is useless; a request without a query makes it
+less.
+"""
 MAX_PID = 4194304
-"""The largest process id that Linux gives (2**22); macOS and Windows stay below. Source: proc(5), pid_max."""
+"""The largest process id that Linux gives (2**22); macOS and Windows stay below. Source: proc(5),
+pid_max.
+"""
 
 
 class Watch:
-    """What one process has seen of its requests and connections, and which questions are still open."""
+    """What one process has seen of its requests and connections, and which questions are still
+    open.
+    """
 
     def __init__(self) -> None:
         self.questions = {"pooler", "reuse"}
@@ -43,7 +50,9 @@ class Watch:
         self.threads: defaultdict[str, set[int]] = defaultdict(set)
 
     def connect(self) -> None:
-        """Listen to connections, and to requests where an alias keeps its connections; the receivers never raise."""
+        """Listen to connections, and to requests where an alias keeps its connections; the
+        receivers never raise.
+        """
         connection_created.connect(self.on_connection, dispatch_uid="conn_guard.checks.runtime")
         if any(alias.connects and alias.persistent for alias in Project.current().aliases):
             request_started.connect(self.on_request, dispatch_uid="conn_guard.checks.runtime")
@@ -51,37 +60,47 @@ class Watch:
             self._close("reuse")
 
     def on_request(self, sender: object, **kwargs: object) -> None:
-        """Receive ``request_started``: Django passes a scope under ASGI and an environ under WSGI."""
+        """Receive ``request_started``: Django passes a scope under ASGI and an environ under
+        WSGI.
+        """
         self.requests += 1
         if not self.is_asgi and "scope" in kwargs:
             self.is_asgi = not is_test(sender)
 
     def on_connection(self, connection: Any, **kwargs: object) -> None:
-        """Receive ``connection_created``. An exception here would leave a half-made connection in use."""
+        """Receive ``connection_created``. An exception here would leave a half-made connection in
+        use.
+        """
         try:
             alias = self.aliases.get(connection.alias)
             if alias is None:
-                alias = self.aliases[connection.alias] = Alias(Project.current(), connection.alias, connection.settings_dict)
+                alias = self.aliases[connection.alias] = Alias(
+                    Project.current(), connection.alias, connection.settings_dict
+                )
                 self._look_for_pooler(alias, connection)
             if "reuse" in self.questions and alias.persistent and not alias.pools:
                 self._look_for_reuse(alias)
         except Exception:
-            logger.exception("The connection of %r was not looked at.", getattr(connection, "alias", None))
+            logger.exception(
+                "The connection of %r was not looked at.", getattr(connection, "alias", None)
+            )
 
     def _look_for_pooler(self, alias: Alias, connection: Any) -> None:
         """Judge by the pid that came with the log-in.
 
-        Asking the server for its own pid would cost every process a round trip. A pooler makes up what it gives for a pid,
-        out of 32 bits at random, so that all but one in a thousand are no process id at all.
-        """
+        Asking the server for its own pid would cost every process a round trip. A pooler makes up
+        what it gives for a pid, out of 32 bits at random, so that all but one in a thousand are no
+        process id at all."""
         if connection.vendor != "postgresql" or alias.name in alias.project.conn_guard.pooler:
             return
         pid = connection.connection.info.backend_pid
         if not 0 < pid <= MAX_PID and self._close("pooler"):
             self._say(
                 "I302",
-                f"{alias} goes through a pooler: the pid that came with the log-in, {pid}, is no process's.",
-                f'Say which mode: CONN_GUARD[\'POOLER\'] = {{{shown(alias.name)}: "session"}} or "transaction".',
+                f"{alias} goes through a pooler: the pid that came with the log-in, {pid}, is no"
+                " process's.",
+                f"Say which mode: CONN_GUARD['POOLER'] = {{{shown(alias.name)}: \"session\"}} or"
+                ' "transaction".',
             )
 
     def _look_for_reuse(self, alias: Alias) -> None:
@@ -98,21 +117,27 @@ class Watch:
             self.threads[name].add(threading.get_ident())
             if self.requests < ENOUGH_REQUESTS:
                 return
-            # Each thread of a large pool opens a first connection too: only what comes after that tells.
+            # Each thread of a large pool opens a first connection too: only what comes after that
+            # tells.
             if self.opened[name] >= max(NEVER_REUSED * self.requests, 3 * len(self.threads[name])):
-                because = f"{self.opened[name]} connections were opened for {self.requests} requests"
+                because = (
+                    f"{self.opened[name]} connections were opened for {self.requests} requests"
+                )
             elif self.requests < SETTLED_REQUESTS:
                 return
         request_started.disconnect(dispatch_uid="conn_guard.checks.runtime")
         if self._close("reuse") and because:
             self._say(
                 "W120",
-                f"{alias}['CONN_MAX_AGE'] is {shown(alias.age)}, but {because}: no later request finds a connection again.",
+                f"{alias}['CONN_MAX_AGE'] is {shown(alias.age)}, but {because}: no later request"
+                " finds a connection again.",
                 "Write 0 for CONN_MAX_AGE, and OPTIONS['pool'] if connections are to stay open.",
             )
 
     def _close(self, question: str) -> bool:
-        """Ask *question* no more; return whether it was open, which is true for one thread alone."""
+        """Ask *question* no more; return whether it was open, which is true for one thread
+        alone.
+        """
         try:
             self.questions.remove(question)
         except KeyError:
@@ -128,13 +153,18 @@ class Watch:
 def _is_green() -> bool:
     """Return whether gevent or eventlet has put greenlets in the place of threads."""
     gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
-    return bool((gevent and gevent.is_module_patched("threading")) or (eventlet and eventlet.is_monkey_patched("thread")))
+    return bool(
+        (gevent and gevent.is_module_patched("threading"))
+        or (eventlet and eventlet.is_monkey_patched("thread"))
+    )
 
 
 _watch = Watch()
 
 
 def watch() -> None:
-    """Watch this process, unless CONN_GUARD["CHECK_AT_STARTUP"] is None; calling it again changes nothing."""
+    """Watch this process, unless CONN_GUARD["CHECK_AT_STARTUP"] is None; calling it again changes
+    nothing.
+    """
     if Project.current().conn_guard.check_at_startup is not None:
         _watch.connect()

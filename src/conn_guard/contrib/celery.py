@@ -1,8 +1,9 @@
-"""Celery: importing this room closes a task's connections when the task ends, in every kind of worker pool.
+"""Celery: importing this room closes a task's connections when the task ends, in every kind of
+worker pool.
 
-Celery closes Django's connections itself where it finds DJANGO_SETTINGS_MODULE, but an atomic block that a task never left
-breaks every later task of that thread, CELERY_DB_REUSE_MAX turns it off, and a ``connection.copy()`` stays open.
-"""
+Celery closes Django's connections itself where it finds DJANGO_SETTINGS_MODULE, but an atomic block
+that a task never left breaks every later task of that thread, CELERY_DB_REUSE_MAX turns it off, and
+a ``connection.copy()`` stays open."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from celery.signals import task_postrun, task_prerun
 from conn_guard import connections
 from conn_guard.connections import JobScope
 
-# By task.request, which is one run's own: a task's id comes twice where the broker delivers it again.
+# By task.request, which is one run's own: a task's id comes twice where the broker delivers it
+# again.
 _scopes: WeakKeyDictionary[Any, JobScope] = WeakKeyDictionary()
 
 

@@ -1,8 +1,8 @@
 """RQ: importing this room closes a job's connections when the job ends, in every class of worker.
 
-RQ has no signal for a job's end, so the method that every worker performs its jobs with is wrapped, once. A queue with
-``is_async=False`` performs its jobs in the middle of their caller, without a worker, and is left alone.
-"""
+RQ has no signal for a job's end, so the method that every worker performs its jobs with is wrapped,
+once. A queue with ``is_async=False`` performs its jobs in the middle of their caller, without a
+worker, and is left alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ def _closing(perform_job: Callable[..., Any]) -> Callable[..., Any]:
 
 
 connections.watch()
-# From RQ 3 on BaseWorker defines it, before that Worker; a tracer may have wrapped it in any class of workers before us.
-for _worker in {each for worker in (Worker, SimpleWorker) for each in worker.__mro__ if "perform_job" in vars(each)}:
+# From RQ 3 on BaseWorker defines it, before that Worker; a tracer may have wrapped it in any class
+# of workers before us.
+for _worker in {
+    each
+    for worker in (Worker, SimpleWorker)
+    for each in worker.__mro__
+    if "perform_job" in vars(each)
+}:
     if not hasattr(_worker.perform_job, "closes_connections"):
         _worker.perform_job = _closing(_worker.perform_job)

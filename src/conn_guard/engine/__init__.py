@@ -1,1 +1,3 @@
-"""Ring 2: this room holds the database engines, thin subclasses of Django's own that never leak a connection."""
+"""Ring 2: this room holds the database engines, thin subclasses of Django's own that never leak a
+connection.
+"""

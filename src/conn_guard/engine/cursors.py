@@ -1,4 +1,6 @@
-"""What runs on a connection: this room holds cursors whose statements the engine sees, and which look before each of them."""
+"""What runs on a connection: this room holds cursors whose statements the engine sees, and which
+look before each of them.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,11 @@ class _Watched(CursorWrapper):
             return super().execute(sql, params)
         if self.db.errors_occurred or monotonic() - tenure.used_at > tenure.brisk_s:
             tenure = self._look_again(tenure)
-        if type(sql) is not str or len(sql) > KEPT_CHARACTERS or remember(sql) is not Leaves.NOTHING:
+        if (
+            type(sql) is not str
+            or len(sql) > KEPT_CHARACTERS
+            or remember(sql) is not Leaves.NOTHING
+        ):
             tenure.runs(sql)
         try:
             return super().execute(sql, params)
@@ -56,7 +62,9 @@ class _Watched(CursorWrapper):
         return tenure
 
     def _look_again(self, tenure: Tenure) -> Tenure:
-        """Move to the session that took the place of an ended one, so that a cursor may rest between two statements."""
+        """Move to the session that took the place of an ended one, so that a cursor may rest
+        between two statements.
+        """
         db = self.db
         with db.guard:
             if db.tenure is tenure:

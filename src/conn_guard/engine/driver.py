@@ -1,8 +1,8 @@
-"""What psycopg 3 and psycopg2 can tell of a session without asking it: this room holds the wire, one class for each driver.
+"""What psycopg 3 and psycopg2 can tell of a session without asking it: this room holds the wire,
+one class for each driver.
 
-A look costs no round trip: it reads what has already arrived. A server that ends a session says so, and that farewell
-waits in the socket until somebody reads it.
-"""
+A look costs no round trip: it reads what has already arrived. A server that ends a session says so,
+and that farewell waits in the socket until somebody reads it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Wire:
     def __init__(self, raw: Any) -> None:
         self.raw = raw
         self.pool: Any = getattr(raw, "_pool", None)
-        # In no transaction when last looked at: what the driver of a dead session can't say any more.
+        # In no transaction when last looked at: what the driver of a dead session can't say any
+        # more.
         self.was_at_rest = True
 
     def is_dead(self) -> bool:
@@ -37,7 +38,9 @@ class Wire:
         return bool(self.raw.closed)
 
     def ended_at_rest(self) -> bool:
-        """Return whether the session has ended, and ended outside any transaction: then nothing is lost with it."""
+        """Return whether the session has ended, and ended outside any transaction: then nothing is
+        lost with it.
+        """
         status = self._status()
         if status == _IDLE:
             self.was_at_rest = True
@@ -46,11 +49,15 @@ class Wire:
         return self.was_at_rest
 
     def is_at_rest(self) -> bool:
-        """Return whether the session is in no transaction, will be in none by itself, and runs no statement."""
+        """Return whether the session is in no transaction, will be in none by itself, and runs no
+        statement.
+        """
         return self._status() == _IDLE and bool(self.raw.autocommit)
 
     def release(self) -> None:
-        """Take back what was hung on the driver's connection, which a pool may hand to somebody else."""
+        """Take back what was hung on the driver's connection, which a pool may hand to somebody
+        else.
+        """
 
     def give_back(self) -> None:
         """Close the connection, or return it to its pool."""
@@ -65,7 +72,9 @@ class Wire:
         raise NotImplementedError
 
     def _said_farewell(self) -> bool:
-        """Return whether the server has ended this session, which was at rest; the driver knows of it then as well."""
+        """Return whether the server has ended this session, which was at rest; the driver knows of
+        it then as well.
+        """
         raise NotImplementedError
 
 
@@ -96,14 +105,16 @@ class _Psycopg3Wire(Wire):
             pgconn.consume_input()
         except DriverError:
             return True
-        # What was read here is not in the socket any more, so whoever waits there for a NOTIFY must get it from us.
+        # What was read here is not in the socket any more, so whoever waits there for a NOTIFY must
+        # get it from us.
         while (notification := pgconn.notifies()) is not None:
             if pgconn.notify_handler is not None:
                 pgconn.notify_handler(notification)
         if not self.notices:
             return False
-        # Nothing but its farewell makes a server say anything else to a session at rest. The end of the stream may come a
-        # moment later, and until then the driver, and a pool with it, would take the session for a living one.
+        # Nothing but its farewell makes a server say anything else to a session at rest. The end of
+        # the stream may come a moment later, and until then the driver, and a pool with it, would
+        # take the session for a living one.
         pgconn.finish()
         return True
 
@@ -126,7 +137,8 @@ class _Psycopg2Wire(Wire):
 
 
 def _last(notices: Any) -> object:
-    # An application may put something of its own there, of which no more is known than that it can be appended to.
+    # An application may put something of its own there, of which no more is known than that it can
+    # be appended to.
     return notices[-1:] if isinstance(notices, list) else None
 
 
@@ -136,7 +148,9 @@ def wire(raw: Any) -> Wire:
 
 
 def leave_to_parent(raw: Any) -> None:
-    """In a forked child: detach *raw* from the parent's socket, and never close it, which would end the parent's session."""
+    """In a forked child: detach *raw* from the parent's socket, and never close it, which would end
+    the parent's session.
+    """
     keep_for_parent(raw)
     with contextlib.suppress(Exception):
         socket = raw.fileno()

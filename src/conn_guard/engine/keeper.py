@@ -1,8 +1,8 @@
-"""The engine's one thread a process: this room holds the keeper, which comes when something is due and sleeps otherwise.
+"""The engine's one thread a process: this room holds the keeper, which comes when something is due
+and sleeps otherwise.
 
-Finalizers may call :func:`forget` and :func:`later`, inside any allocation of any thread, so these take no lock: a dict's
-and a SimpleQueue's own operations are enough.
-"""
+Finalizers may call :func:`forget` and :func:`later`, inside any allocation of any thread, so these
+take no lock: a dict's and a SimpleQueue's own operations are enough."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from weakref import ref
 
 logger = logging.getLogger("conn_guard.engine")
 
-# Seconds that a fork or the end of the process waits for a keeper that is in the middle of a question to the server.
+# Seconds that a fork or the end of the process waits for a keeper that is in the middle of a
+# question to the server.
 _PATIENCE_S = 1.0
 
 
@@ -28,7 +29,9 @@ class Kept(Protocol):
     """What the keeper keeps."""
 
     def tend(self, now: float) -> float:
-        """Do what is due at *now*, and return when to come next, on the monotonic clock; infinity for never."""
+        """Do what is due at *now*, and return when to come next, on the monotonic clock; infinity
+        for never.
+        """
 
     def leave_to_parent(self) -> None:
         """In a forked child: forget the parent's session."""
@@ -50,7 +53,9 @@ _state = _State()
 
 
 def keep(key: int, kept: Kept, *, due_at: float, has_jobs: bool) -> None:
-    """Tend *kept* from *due_at* until it is forgotten; *has_jobs*: there may be jobs even if nothing will ever be due."""
+    """Tend *kept* from *due_at* until it is forgotten; *has_jobs*: there may be jobs even if
+    nothing will ever be due.
+    """
     if _state.pid != os.getpid():
         # uWSGI forks without telling Python.
         _begin_in_child()
@@ -83,7 +88,9 @@ def _start() -> None:
         return
     with state.starting:
         if state.thread is None or not state.thread.is_alive():
-            thread = threading.Thread(target=_run, args=(state,), name="conn_guard.keeper", daemon=True)
+            thread = threading.Thread(
+                target=_run, args=(state,), name="conn_guard.keeper", daemon=True
+            )
             # RuntimeError: the interpreter is about to end and takes no new threads.
             with contextlib.suppress(RuntimeError):
                 thread.start()
@@ -129,7 +136,9 @@ def _do(job: Callable[[], None]) -> None:
 
 
 def _stop() -> None:
-    """End the thread, if there is one: at exit, and before a fork, which copies no threads but the locks they hold."""
+    """End the thread, if there is one: at exit, and before a fork, which copies no threads but the
+    locks they hold.
+    """
     _state.is_stopping = True
     if _state.thread is not None and _state.pid == os.getpid():
         _state.jobs.put(_look_around)

@@ -1,4 +1,6 @@
-"""Who opened what is held too long: this room holds the report on the logger ``conn_guard.leaks``."""
+"""Who opened what is held too long: this room holds the report on the logger
+``conn_guard.leaks``.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ logger = logging.getLogger("conn_guard.leaks")
 
 
 class Opener:
-    """Who opened a connection, recorded when it is opened, and only where REPORT_HELD_FOR asks for it."""
+    """Who opened a connection, recorded when it is opened, and only where REPORT_HELD_FOR asks for
+    it.
+    """
 
     def __init__(self, alias: str, backend_pid: int, held_for_s: float) -> None:
         self.alias = alias
@@ -34,16 +38,24 @@ class Opener:
         self.reported = True
         self.stack.reverse()
         logger.warning(
-            "The connection %r to session %d is held for %.1f s by process %d, view %s. It was opened by:\n%s",
-            self.alias, self.backend_pid, self._age(), os.getpid(), self.view or "unknown", "".join(self.stack.format()),
-        )  # fmt: skip
+            "The connection %r to session %d is held for %.1f s by process %d, view %s. "
+            "It was opened by:\n%s",
+            self.alias,
+            self.backend_pid,
+            self._age(),
+            os.getpid(),
+            self.view or "unknown",
+            "".join(self.stack.format()),
+        )
 
     def report_closed(self) -> None:
         """Tell that the connection was closed after all."""
         logger.warning(
             "The connection %r to session %d, held too long, was closed after all, after %.1f s.",
-            self.alias, self.backend_pid, self._age(),
-        )  # fmt: skip
+            self.alias,
+            self.backend_pid,
+            self._age(),
+        )
 
     def _age(self) -> float:
         return time.monotonic() - self.opened_at

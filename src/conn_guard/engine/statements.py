@@ -1,4 +1,6 @@
-"""What a statement leaves behind in its session, told by its text alone: this room holds the words that make state."""
+"""What a statement leaves behind in its session, told by its text alone: this room holds the words
+that make state.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +22,29 @@ class Leaves(Enum):
     """A setting of the application's own, such as ``app.tenant``, which no query can list."""
 
 
-# After a semicolon too, because a string may hold several statements; a doubt counts as state, which is the safe side.
+# After a semicolon too, because a string may hold several statements; a doubt counts as state,
+# which is the safe side.
 _COMMENTS = r"\s*(?:(?:--[^\n]*\n|/\*.*?\*/)\s*)*"
 # SET TRANSACTION and SET CONSTRAINTS end with their transaction, as SET LOCAL does.
 _OPENING = re.compile(
-    _COMMENTS + r"(?:set\s+(?!local\b|transaction\b|constraints\b)|listen\b|prepare\s+(?!transaction\b)"
+    _COMMENTS
+    + r"(?:set\s+(?!local\b|transaction\b|constraints\b)|listen\b|prepare\s+(?!transaction\b)"
     r"|create\s+(?:or\s+replace\s+)?(?:(?:global|local)\s+)?temp(?:orary)?\b|create\b[^;]*\bpg_temp\s*\."
     r"|declare\b[^;]*\bwith\s+hold\b)",
     re.DOTALL,
 )
 _BEGIN = re.compile(_COMMENTS + r"(?:begin|start\s+transaction)\b", re.DOTALL)
 # SET SESSION AUTHORIZATION changes both roles that the server names, so nothing there tells of it.
-_UNASKABLE_SET = re.compile(_COMMENTS + r'set\s+(?:session\s+authorization\b|(?:session\s+)?[\w"]+\s*\.)', re.DOTALL)
-# With a literal true it is the function's form of SET LOCAL; otherwise only a plain name in quotes can be asked for.
+_UNASKABLE_SET = re.compile(
+    _COMMENTS + r'set\s+(?:session\s+authorization\b|(?:session\s+)?[\w"]+\s*\.)', re.DOTALL
+)
+# With a literal true it is the function's form of SET LOCAL; otherwise only a plain name in quotes
+# can be asked for.
 _SET_CONFIG = re.compile(r"set_config\s*\((?![^()]*,\s*true\s*\))(?P<askable>\s*'[^'.]*')?")
 _INTO_TEMP = re.compile(r"\binto\s+(?:(?:global|local)\s+)?temp(?:orary)?\b")
 
-# A string of so many statements is a script, which is taken to make state unread: reading it all could take seconds.
+# A string of so many statements is a script, which is taken to make state unread: reading it all
+# could take seconds.
 _MANY_STATEMENTS = 50
 
 # Beyond this a text is an import or a bulk insert: reading it again costs less than keeping it.
@@ -58,7 +66,9 @@ def read(sql: str) -> Leaves:
         return Leaves.STATE
     if "temp" in text and _INTO_TEMP.search(text):
         return Leaves.STATE
-    return Leaves.TRANSACTION if any(_BEGIN.match(text, start) for start in starts) else Leaves.NOTHING
+    return (
+        Leaves.TRANSACTION if any(_BEGIN.match(text, start) for start in starts) else Leaves.NOTHING
+    )
 
 
 remember = functools.lru_cache(maxsize=512)(read)

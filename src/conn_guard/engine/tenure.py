@@ -14,7 +14,8 @@ from conn_guard.engine import driver, keeper
 from conn_guard.engine.leaks import Opener
 from conn_guard.engine.statements import Leaves, read
 
-# Used again within these seconds, a session was not at rest: nobody had a reason to end it, so looking would be waste.
+# Used again within these seconds, a session was not at rest: nobody had a reason to end it, so
+# looking would be waste.
 _BRISK_S = 0.001
 
 
@@ -23,7 +24,9 @@ def _nothing() -> None:
 
 
 class Tenure:
-    """Begins when a wrapper gets a driver connection, and ends when it closes it, drops it or is dropped itself."""
+    """Begins when a wrapper gets a driver connection, and ends when it closes it, drops it or is
+    dropped itself.
+    """
 
     def __init__(self, wrapper: Any, wire: driver.Wire, *, idle_for_s: float) -> None:
         self.raw = wire.raw
@@ -33,7 +36,8 @@ class Tenure:
         self.idle_for_s = idle_for_s
         self.opener: Opener | None = None
         self.used_at = time.monotonic()
-        # The driver of a dead session can't say whether it was in a transaction, so where one may be open every look counts.
+        # The driver of a dead session can't say whether it was in a transaction, so where one may
+        # be open every look counts.
         self.brisk_s = _BRISK_S if wrapper.settings_dict["AUTOCOMMIT"] else 0.0
         self.asked_about: float | None = None
         self.made_state = False
@@ -47,7 +51,9 @@ class Tenure:
         self.dropped.atexit = False
 
     def opened(self, cursor: object) -> None:
-        """Note an open cursor, for as long as anybody holds it; mostly the one before is closed by then."""
+        """Note an open cursor, for as long as anybody holds it; mostly the one before is closed by
+        then.
+        """
         before = self.cursor()
         if before is not None and not before.closed:
             self.older_cursors = [each for each in self.older_cursors if each() is not None]
@@ -77,7 +83,9 @@ class Tenure:
         self.is_connected = True
 
     def holds_state(self, *, pinned: bool) -> bool:
-        """Ask the session whether anything would be lost with it, and let its last statement say so."""
+        """Ask the session whether anything would be lost with it, and let its last statement say
+        so.
+        """
         try:
             if not pinned and not self.unaskable:
                 if postgres.held_state(self.raw) <= self.at_connect:
@@ -90,8 +98,12 @@ class Tenure:
         return True
 
     def due_at(self) -> float:
-        """Return when this connection is idle for too long or held for too long, whichever comes first."""
-        return min(self.used_at + self.idle_for_s, self.opener.report_at if self.opener else math.inf)
+        """Return when this connection is idle for too long or held for too long, whichever comes
+        first.
+        """
+        return min(
+            self.used_at + self.idle_for_s, self.opener.report_at if self.opener else math.inf
+        )
 
     def report_if_held(self, now: float) -> float:
         """Report a connection that is held too long, once, and return when to come next."""

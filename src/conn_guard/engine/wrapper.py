@@ -1,8 +1,8 @@
 """The engine's heart: this room holds what the guarded wrappers do differently from Django's own.
 
-Two threads may want the same wrapper, its own and the keeper, and one lock stands between them. The keeper never waits for
-it, and does not log while it has it: whoever waits for it may hold any other lock.
-"""
+Two threads may want the same wrapper, its own and the keeper, and one lock stands between them. The
+keeper never waits for it, and does not log while it has it: whoever waits for it may hold any other
+lock."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ _get_ident = threading.get_ident
 
 
 class Guarded(_Base):
-    """Mixed into a DatabaseWrapper of Django's: owned from birth, looked at before use, closed when nobody needs it."""
+    """Mixed into a DatabaseWrapper of Django's: owned from birth, looked at before use, closed when
+    nobody needs it.
+    """
 
     _connection_pools: ClassVar[dict[str, Any]] = {}
     _pools_pid = os.getpid()
@@ -79,9 +81,14 @@ class Guarded(_Base):
         settings = conf.current()
         if settings.stamp_origin:
             name = params.get("application_name") or os.environ.get("PGAPPNAME") or "django"
-            # A connection that serves one request after another would carry the name of the wrong view.
-            lasts = self.settings_dict["CONN_MAX_AGE"] != 0 or self.settings_dict["OPTIONS"].get("pool")
-            view = connections.current_view() if settings.stamp_origin == "view" and not lasts else ""
+            # A connection that serves one request after another would carry the name of the wrong
+            # view.
+            lasts = self.settings_dict["CONN_MAX_AGE"] != 0 or self.settings_dict["OPTIONS"].get(
+                "pool"
+            )
+            view = (
+                connections.current_view() if settings.stamp_origin == "view" and not lasts else ""
+            )
             params["application_name"] = origins.stamp(name, os.getpid(), view)
         return params
 
@@ -93,7 +100,8 @@ class Guarded(_Base):
         if Guarded._pools_pid != os.getpid():
             _leave_pools_to_parent()
         if self.alias not in self._connection_pools:
-            # A pool keeps hold of the wrapper that made it, which could then never be dropped: one of no other use does it.
+            # A pool keeps hold of the wrapper that made it, which could then never be dropped: one
+            # of no other use does it.
             return super(Guarded, type(self)(self.settings_dict, self.alias)).pool
         return super().pool
 
@@ -119,11 +127,17 @@ class Guarded(_Base):
                 return
             except BaseException as error:
                 tenure = self.tenure
-                died = tenure is not None and tenure.wire.is_dead() and isinstance(error, (Error, driver.DriverError))
-                # Half made, without its role or its time zone, it must not serve the next query as if nothing had been.
+                died = (
+                    tenure is not None
+                    and tenure.wire.is_dead()
+                    and isinstance(error, (Error, driver.DriverError))
+                )
+                # Half made, without its role or its time zone, it must not serve the next query as
+                # if nothing had been.
                 with contextlib.suppress(Exception):
                     self.close()
-                # Nothing of the application's ran on a session that died this young, so another one is as good.
+                # Nothing of the application's ran on a session that died this young, so another one
+                # is as good.
                 if not died or attempt == _ATTEMPTS:
                     raise
 
@@ -137,9 +151,13 @@ class Guarded(_Base):
             )
             held_for = conf.current().report_held_for
             if held_for is not None:
-                tenure.opener = Opener(self.alias, tenure.raw.info.backend_pid, held_for.total_seconds())
+                tenure.opener = Opener(
+                    self.alias, tenure.raw.info.backend_pid, held_for.total_seconds()
+                )
             tenure.used_at = _monotonic()
-            keeper.keep(tenure.key, self, due_at=tenure.due_at(), has_jobs=tenure.wire.pool is not None)
+            keeper.keep(
+                tenure.key, self, due_at=tenure.due_at(), has_jobs=tenure.wire.pool is not None
+            )
 
     def _idle_for_s(self) -> float:
         idle_for = conf.current().engine_idle_for
@@ -159,7 +177,9 @@ class Guarded(_Base):
                 now = _monotonic()
                 if tenure.pid != _getpid():
                     self.leave_to_parent()
-                elif not self.in_atomic_block and (self.errors_occurred or now - tenure.used_at > tenure.brisk_s):
+                elif not self.in_atomic_block and (
+                    self.errors_occurred or now - tenure.used_at > tenure.brisk_s
+                ):
                     self.replace_if_ended()
                 tenure.used_at = now
             if self.connection is None and self.in_atomic_block and self.closed_in_transaction:
@@ -168,7 +188,9 @@ class Guarded(_Base):
             super().ensure_connection()
 
     def replace_if_ended(self) -> bool:
-        """Close a connection whose session has ended, unless something would be lost by going on with another."""
+        """Close a connection whose session has ended, unless something would be lost by going on
+        with another.
+        """
         tenure = self.tenure
         if (
             tenure is None
@@ -219,15 +241,21 @@ class Guarded(_Base):
         return watched
 
     def validate_thread_sharing(self) -> None:
-        # Django asks a lock first whether the wrapper is lent, which takes longer and which no finalizer should need.
+        # Django asks a lock first whether the wrapper is lent, which takes longer and which no
+        # finalizer should need.
         if self._thread_ident != _get_ident():
             super().validate_thread_sharing()
 
     def get_autocommit(self) -> bool:
-        # Without a look: Django asks this at the end of a request, when a new connection would be of no use.
+        # Without a look: Django asks this at the end of a request, when a new connection would be
+        # of no use.
         return self.autocommit if self.connection is not None else super().get_autocommit()
 
-    def set_autocommit(self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False) -> None:  # noqa: FBT001, FBT002
+    def set_autocommit(
+        self,
+        autocommit: bool,  # noqa: FBT001
+        force_begin_transaction_with_broken_autocommit: bool = False,  # noqa: FBT001, FBT002
+    ) -> None:
         with self.guard:
             super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
 
@@ -252,7 +280,8 @@ class Guarded(_Base):
             if self.connection is None or self.replace_if_ended():
                 return
             if not self.in_atomic_block and connections.in_transaction(self):
-                # Django drops a connection whose autocommit was not restored; a raw BEGIN is the same, seen by the driver.
+                # Django drops a connection whose autocommit was not restored; a raw BEGIN is the
+                # same, seen by the driver.
                 self.close()
                 return
             super().close_if_unusable_or_obsolete()
@@ -262,7 +291,11 @@ class Guarded(_Base):
     def tend(self, now: float) -> float:
         """Report and close what is due at *now*, and return when to come next."""
         tenure = self.tenure
-        return math.inf if tenure is None else min(tenure.report_if_held(now), self._close_if_idle(tenure, now))
+        return (
+            math.inf
+            if tenure is None
+            else min(tenure.report_if_held(now), self._close_if_idle(tenure, now))
+        )
 
     def leave_to_parent(self) -> None:
         """In a forked child: forget the session, which is the parent's."""
@@ -272,7 +305,8 @@ class Guarded(_Base):
             tenure.leave_to_parent()
             self.connection = None
             if self.in_atomic_block:
-                # The transaction is the parent's as well: go on as after a close() in an atomic block.
+                # The transaction is the parent's as well: go on as after a close() in an atomic
+                # block.
                 self.closed_in_transaction = True
                 self.needs_rollback = True
 
@@ -280,17 +314,25 @@ class Guarded(_Base):
         idle_at = tenure.used_at + tenure.idle_for_s
         if now < idle_at:
             return idle_at
-        # Whatever spares it now: if it were used at this moment, it would be idle then, and not before.
+        # Whatever spares it now: if it were used at this moment, it would be idle then, and not
+        # before.
         again_at = now + tenure.idle_for_s
-        # Behind a pooler that shares sessions nothing can be held, and the question would reach somebody else's.
+        # Behind a pooler that shares sessions nothing can be held, and the question would reach
+        # somebody else's.
         shared = conf.current().pooler.get(self.alias) == "transaction"
         if tenure.asked_about == tenure.used_at or not self.guard.acquire(blocking=False):
             return again_at
         try:
-            if self.tenure is not tenure or tenure.used_at + tenure.idle_for_s > now or not self._is_at_rest(tenure):
+            if (
+                self.tenure is not tenure
+                or tenure.used_at + tenure.idle_for_s > now
+                or not self._is_at_rest(tenure)
+            ):
                 return again_at
             tenure.asked_about = tenure.used_at
-            if (self.conn_guard_pins or not shared) and tenure.holds_state(pinned=bool(self.conn_guard_pins)):
+            if (self.conn_guard_pins or not shared) and tenure.holds_state(
+                pinned=bool(self.conn_guard_pins)
+            ):
                 return again_at
             connections.close_unused(self)
         finally:
@@ -298,7 +340,8 @@ class Guarded(_Base):
         return math.inf
 
     def _is_at_rest(self, tenure: Tenure) -> bool:
-        # Where the settings have autocommit off, a connection between two transactions may be in the middle of a task.
+        # Where the settings have autocommit off, a connection between two transactions may be in
+        # the middle of a task.
         return (
             tenure.pid == os.getpid()
             and self.settings_dict["AUTOCOMMIT"]
@@ -309,7 +352,9 @@ class Guarded(_Base):
 
 
 def _leave_pools_to_parent() -> None:
-    """In a forked child: forget the pools, whose threads were not copied and whose sessions are the parent's."""
+    """In a forked child: forget the pools, whose threads were not copied and whose sessions are the
+    parent's.
+    """
     Guarded._pools_pid = os.getpid()
     for pool in Guarded._connection_pools.values():
         driver.keep_for_parent(pool)
@@ -319,17 +364,23 @@ def _leave_pools_to_parent() -> None:
 
 
 def _revive(sender: Any, **kwargs: object) -> None:
-    """Receive ``request_started``: give a thread whose atomic block was closed and never left a new wrapper.
+    """Receive ``request_started``: give a thread whose atomic block was closed and never left a new
+    wrapper.
 
     Not under the test client, whose caller may still be in that block.
     """
     if getattr(sender, "__module__", "") == "django.test.client":
         return
     for wrapper in django_connections.all(initialized_only=True):
-        if isinstance(wrapper, Guarded) and wrapper.closed_in_transaction and not wrapper._thread_sharing_count:
+        if (
+            isinstance(wrapper, Guarded)
+            and wrapper.closed_in_transaction
+            and not wrapper._thread_sharing_count
+        ):
             del django_connections[wrapper.alias]
 
 
-# Django imports an engine when it makes its first wrapper, so the engine works without the app as well.
+# Django imports an engine when it makes its first wrapper, so the engine works without the app as
+# well.
 connections.watch()
 signals.request_started.connect(_revive, dispatch_uid="conn_guard.engine")

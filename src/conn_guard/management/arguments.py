@@ -1,8 +1,9 @@
-"""What the commands share on their way in: this room holds a parser that errs in one line and the reading of options.
+"""What the commands share on their way in: this room holds a parser that errs in one line and the
+reading of options.
 
-An option is read after parsing, so that ``call_command("idle_reaper", idle_for=timedelta(minutes=5))`` works as the command
-line does. Whatever is wrong is a CommandError with returncode 2.
-"""
+An option is read after parsing, so that ``call_command("idle_reaper",
+idle_for=timedelta(minutes=5))`` works as the command line does. Whatever is wrong is a CommandError
+with returncode 2."""
 
 from __future__ import annotations
 
@@ -37,14 +38,18 @@ def wrong(message: str) -> CommandError:
 
 
 def settings() -> conf.Settings:
-    """Return CONN_GUARD; the commands run no system checks, so they ask for its problems themselves."""
+    """Return CONN_GUARD; the commands run no system checks, so they ask for its problems
+    themselves.
+    """
     if problems := conf.problems():
         raise wrong(" ".join(f"{problem.message} {problem.hint}" for problem in problems))
     return conf.current()
 
 
 def postgres_aliases(named: object, *, every: bool) -> tuple[list[str], list[str]]:
-    """Return the PostgreSQL aliases that are meant, and with *every* the ones left out because they are none."""
+    """Return the PostgreSQL aliases that are meant, and with *every* the ones left out because they
+    are none.
+    """
     if every:
         known = list(connections.settings)
         meant = [alias for alias in known if _is_postgres(alias)]
@@ -57,7 +62,10 @@ def postgres_aliases(named: object, *, every: bool) -> tuple[list[str], list[str
             known_names = ", ".join(repr(each) for each in connections.settings)
             raise wrong(f"There is no alias {alias!r} in DATABASES. Name one of {known_names}.")
         if not _is_postgres(alias):
-            raise wrong(f"DATABASES[{alias!r}] is no PostgreSQL, so it has no sessions to look at. Name another alias.")
+            raise wrong(
+                f"DATABASES[{alias!r}] is no PostgreSQL, so it has no sessions to look at. Name"
+                " another alias."
+            )
     return aliases, []
 
 
@@ -71,7 +79,9 @@ def texts(value: object) -> tuple[str, ...]:
 
 
 def duration(options: Mapping[str, Any], name: str, *, zero: bool = False) -> timedelta | None:
-    """Return the option *name* as a duration above zero, or from zero on; None where it isn't given."""
+    """Return the option *name* as a duration above zero, or from zero on; None where it isn't
+    given.
+    """
     value = options[name]
     if value is None:
         return None
@@ -115,7 +125,9 @@ def networks(options: Mapping[str, Any], name: str) -> tuple[Network, ...]:
         try:
             read.append(ip_network(each, strict=False))
         except ValueError:
-            raise wrong(f"{flag(name)}: {each!r} is neither a network such as 10.0.0.0/8 nor an address.") from None
+            raise wrong(
+                f"{flag(name)}: {each!r} is neither a network such as 10.0.0.0/8 nor an address."
+            ) from None
     return tuple(read)
 
 

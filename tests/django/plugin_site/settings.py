@@ -10,7 +10,11 @@ SECRET_KEY = "only for tests"
 USE_TZ = True
 ROOT_URLCONF = "urls"
 STATIC_URL = "/static/"
-INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", *os.environ.get("PLUGIN_APPS", "").split()]
+INSTALLED_APPS = [
+    "django.contrib.contenttypes",
+    "django.contrib.auth",
+    *os.environ.get("PLUGIN_APPS", "").split(),
+]
 MIGRATION_MODULES = {"contenttypes": None, "auth": None}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 DEFAULT = {
@@ -21,7 +25,11 @@ DEFAULT = {
 DATABASES = {
     "default": DEFAULT,
     "lasting": {**DEFAULT, "CONN_MAX_AGE": None},
-    "file": {"ENGINE": "django.db.backends.sqlite3", "NAME": "file.sqlite3", "TEST": {"NAME": "test_file.sqlite3"}},
+    "file": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": "file.sqlite3",
+        "TEST": {"NAME": "test_file.sqlite3"},
+    },
     "lite": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"},
 }
 try:

@@ -1,4 +1,6 @@
-"""The Djangos and drivers of the matrix: this room holds which there are, their pins, and how their environments are made."""
+"""The Djangos and drivers of the matrix: this room holds which there are, their pins, and how their
+environments are made.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,11 @@ class Environment:
     def make(self) -> str:
         """Make the environment where it isn't there yet, and return the path of its Python."""
         folder = MADE / self.name
-        python, made, constraints = folder / "bin" / "python", folder / "made-of.txt", folder / "constraints.txt"
+        python, made, constraints = (
+            folder / "bin" / "python",
+            folder / "made-of.txt",
+            folder / "constraints.txt",
+        )
         recipe = "\n".join([*self.requirements, *self._constraints()])
         if made.exists() and made.read_text() == recipe:
             return str(python)
@@ -83,7 +89,11 @@ class Environment:
     def _constraints(self) -> list[str]:
         lines = self.pins.read_text().splitlines()
         # The project is pinned to one Django; which one is this environment's own choice.
-        return lines if self.pins == CVAT else [line for line in lines if not line.startswith("django==")]
+        return (
+            lines
+            if self.pins == CVAT
+            else [line for line in lines if not line.startswith("django==")]
+        )
 
 
 ENVIRONMENTS = {
@@ -125,7 +135,11 @@ def _interpreter(version: tuple[int, int], *, exact: bool) -> str:
         if asked.returncode == 0 and int(minor) in minors:
             return path
     if uv:
-        found = subprocess.run([uv, "python", "find", f"3.{minors[0]}"], capture_output=True, text=True, check=False)
+        found = subprocess.run(
+            [uv, "python", "find", f"3.{minors[0]}"], capture_output=True, text=True, check=False
+        )
         if found.returncode == 0:
             return found.stdout.strip()
-    raise NotAvailableError(f"no Python 3.{minors[0]} was found" + ("" if exact else ", nor a newer one"))
+    raise NotAvailableError(
+        f"no Python 3.{minors[0]} was found" + ("" if exact else ", nor a newer one")
+    )

@@ -1,4 +1,6 @@
-"""What the harness asks of a server without touching Django: this room holds the count of work under way, and the collector."""
+"""What the harness asks of a server without touching Django: this room holds the count of work
+under way, and the collector.
+"""
 
 import gc
 import json
@@ -15,11 +17,15 @@ _under_way = 0
 
 
 def answer(path):
-    """Return the body for a path under ``/control/``: this process, its work under way and the CPU time that it took."""
+    """Return the body for a path under ``/control/``: this process, its work under way and the CPU
+    time that it took.
+    """
     if path == "/control/collect":
         for _ in range(3):
             gc.collect()
-    return json.dumps({"pid": os.getpid(), "under_way": _under_way, "cpu_seconds": time.process_time()}).encode()
+    return json.dumps(
+        {"pid": os.getpid(), "under_way": _under_way, "cpu_seconds": time.process_time()}
+    ).encode()
 
 
 @contextmanager

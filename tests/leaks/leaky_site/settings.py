@@ -1,4 +1,6 @@
-"""This room holds the settings of the leaky project; the harness chooses them by environment variables."""
+"""This room holds the settings of the leaky project; the harness chooses them by environment
+variables.
+"""
 
 import os
 from urllib.parse import unquote, urlsplit
@@ -12,7 +14,9 @@ _options = {"application_name": os.environ.get("LEAKS_APPLICATION_NAME", "leaks"
 if SETTING == "pool":
     _options["pool"] = {"min_size": 0, "max_size": 10, "timeout": 2, "max_idle": 0.3}
 _alias = {
-    "ENGINE": "conn_guard.engine.postgresql" if COLUMN == "engine" else "django.db.backends.postgresql",
+    "ENGINE": "conn_guard.engine.postgresql"
+    if COLUMN == "engine"
+    else "django.db.backends.postgresql",
     "HOST": _url.hostname,
     "PORT": _url.port or 5432,
     "USER": unquote(_url.username or ""),
@@ -21,7 +25,9 @@ _alias = {
     "CONN_MAX_AGE": {"0": 0, "pool": 0, "60": 60, "None": None}[SETTING],
     "OPTIONS": _options,
 }
-DATABASES = {name: dict(_alias) for name in os.environ.get("LEAKS_ALIASES", "default,second").split(",")}
+DATABASES = {
+    name: dict(_alias) for name in os.environ.get("LEAKS_ALIASES", "default,second").split(",")
+}
 DATABASES["default"]["ATOMIC_REQUESTS"] = "LEAKS_ATOMIC_REQUESTS" in os.environ
 
 ALLOWED_HOSTS = ["*"]

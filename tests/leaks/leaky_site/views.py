@@ -1,4 +1,6 @@
-"""Ways to leave a session behind: this room holds one view for each, named as in ``tests.leaks.mechanisms``."""
+"""Ways to leave a session behind: this room holds one view for each, named as in
+``tests.leaks.mechanisms``.
+"""
 
 import asyncio
 import io
@@ -25,7 +27,9 @@ KEPT = []
 EXECUTOR = ThreadPoolExecutor(20)
 CHUNK = b"x" * 65536
 PACE = 0.005
-"""Seconds between two parts of a stream, so that a client that leaves early leaves in the middle."""
+"""Seconds between two parts of a stream, so that a client that leaves early leaves in the
+middle.
+"""
 
 
 def view(function):
@@ -55,7 +59,9 @@ def ok():
 
 
 def sync_only_middleware(get_response):
-    """One such middleware makes Django run everything above and below it in sync mode, as under CVAT."""
+    """One such middleware makes Django run everything above and below it in sync mode, as under
+    CVAT.
+    """
 
     def middleware(request):
         return get_response(request)
@@ -119,9 +125,13 @@ def file_response(request):
 
 @view
 def x_accel_redirect(request):
-    """Answer as django_sendfile's nginx backend does: no body, and the Content-Length of the file that nginx will send."""
+    """Answer as django_sendfile's nginx backend does: no body, and the Content-Length of the file
+    that nginx will send.
+    """
     query()
-    return HttpResponse(b"", headers={"X-Accel-Redirect": "/protected/file", "Content-Length": "100000"})
+    return HttpResponse(
+        b"", headers={"X-Accel-Redirect": "/protected/file", "Content-Length": "100000"}
+    )
 
 
 @view

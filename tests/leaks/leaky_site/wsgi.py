@@ -15,7 +15,9 @@ def application(environ, start_response):
     path = environ["PATH_INFO"]
     if path.startswith("/control/"):
         body = control.answer(path)
-        start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+        start_response(
+            "200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        )
         return [body]
     with control.work():
         body = django_application(environ, start_response)
@@ -23,7 +25,9 @@ def application(environ, start_response):
 
 
 class _QueriesInClose:
-    """A wrapper around Django, as tracing tools bring one, that queries after Django's own ``close()``."""
+    """A wrapper around Django, as tracing tools bring one, that queries after Django's own
+    ``close()``.
+    """
 
     def __init__(self, body):
         self.body = body

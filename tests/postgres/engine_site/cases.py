@@ -1,4 +1,6 @@
-"""What Django promises its test cases: this room holds the proof that the engine changes nothing about it."""
+"""What Django promises its test cases: this room holds the proof that the engine changes nothing
+about it.
+"""
 
 from __future__ import annotations
 

@@ -22,5 +22,7 @@ TASKS = {job.__name__: app.task(job, name=job.__name__) for job in jobs.JOBS}
 
 @app.task(name="eager_inside")
 def eager_inside() -> bool:
-    """Return whether a task that runs eagerly in the middle of this one leaves its connection alone."""
+    """Return whether a task that runs eagerly in the middle of this one leaves its connection
+    alone.
+    """
     return jobs.query() == TASKS["query"].apply().result == jobs.query()

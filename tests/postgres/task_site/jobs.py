@@ -37,7 +37,9 @@ def begin() -> None:
 
 
 def enter_atomic() -> None:
-    """Enter an atomic block for good, as a time limit does that strikes between two lines of Django's."""
+    """Enter an atomic block for good, as a time limit does that strikes between two lines of
+    Django's.
+    """
     transaction.atomic().__enter__()
     query()
 

@@ -1,4 +1,6 @@
-"""This room holds a program that runs two workers in threads of one process, until it is told to stop."""
+"""This room holds a program that runs two workers in threads of one process, until it is told to
+stop.
+"""
 
 import os
 import threading

@@ -19,7 +19,10 @@ FRAMES, FRAMES_PER_SEGMENT = 12, 4
 
 
 class Command(BaseCommand):
-    help = "Fill an empty database with projects, and with a user 'annotator'. Its password comes from SEED_PASSWORD."
+    help = (
+        "Fill an empty database with projects, and with a user 'annotator'. Its password comes from"
+        " SEED_PASSWORD."
+    )
 
     @transaction.atomic
     def handle(self, **options: Any) -> None:
@@ -45,13 +48,17 @@ class Command(BaseCommand):
                 first_frame=frames[0],
                 last_frame=frames[-1],
                 assignee=user,
-                chunk=ContentFile(_packed(pictures), name=f"task_{task.pk}_chunk_{first // FRAMES_PER_SEGMENT}.zip"),
+                chunk=ContentFile(
+                    _packed(pictures),
+                    name=f"task_{task.pk}_chunk_{first // FRAMES_PER_SEGMENT}.zip",
+                ),
             )
             for frame, picture in pictures.items():
                 file = ContentFile(picture, name=f"task_{task.pk}_frame_{frame}.svg")
                 Asset.objects.create(task=task, frame=frame, file=file, size=len(picture))
                 Annotation.objects.bulk_create(
-                    Annotation(segment=segment, frame=frame, **box._asdict()) for box in scenes.boxes(scene, frame)
+                    Annotation(segment=segment, frame=frame, **box._asdict())
+                    for box in scenes.boxes(scene, frame)
                 )
 
 

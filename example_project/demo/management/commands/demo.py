@@ -25,23 +25,32 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class Command(BaseCommand):
     help = (
-        "Shows CVAT's leak of connections, ends it with idle_reaper and cures it with conn_guard, on a PostgreSQL of its own "
-        "or on DATABASE_URL's, where it makes a role and a database and drops them. Exits with 1 when that did not come out."
+        "Shows CVAT's leak of connections, ends it with idle_reaper and cures it with conn_guard,"
+        " on a PostgreSQL of its own or on DATABASE_URL's, where it makes a role and a database and"
+        " drops them. Exits with 1 when that did not come out."
     )
     requires_system_checks = []
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--times", type=_number, default=10, help="How many times the requests of act 1 the acts 3a and 3b send: 10."
+            "--times",
+            type=_number,
+            default=10,
+            help="How many times the requests of act 1 the acts 3a and 3b send: 10.",
         )
         parser.add_argument(
-            "--report", type=Path, default=Path("demo-report.html"), help="Where the page is written: demo-report.html."
+            "--report",
+            type=Path,
+            default=Path("demo-report.html"),
+            help="Where the page is written: demo-report.html.",
         )
 
     def handle(self, **options: Any) -> None:
         if not os.access(options["report"].parent, os.W_OK):
             raise CommandError(
-                f"--report: {options['report']} can't be written; name a file in a folder that can.", returncode=2
+                f"--report: {options['report']} can't be written; name a file in a folder that"
+                " can.",
+                returncode=2,
             )
         began = time.monotonic()
         console = Console(highlight=False)
@@ -53,7 +62,10 @@ class Command(BaseCommand):
         except SystemExit:
             console.print("Stopped: everything that was started is gone.")
             raise
-        console.print(f"\n{time.monotonic() - began:.0f} seconds; the chart is in {options['report']}", style="dim")
+        console.print(
+            f"\n{time.monotonic() - began:.0f} seconds; the chart is in {options['report']}",
+            style="dim",
+        )
         if faults:
             raise CommandError("\n".join(faults), returncode=1)
 
@@ -66,7 +78,9 @@ class Command(BaseCommand):
         console.print("Setting the stage: PostgreSQL, a database, seed data …", style="dim")
         with set_stage() as stage, Meter(stage) as meter:
             play = Play(stage, meter, times=times, say=say)
-            console.print(f"PostgreSQL {stage.postgres} with {stage.slots} slots for the application.")
+            console.print(
+                f"PostgreSQL {stage.postgres} with {stage.slots} slots for the application."
+            )
             with _watched(console, play):
                 faults = play.run()
             page.write_text(report.render(play, faults), encoding="utf-8")
@@ -75,7 +89,9 @@ class Command(BaseCommand):
 
 @contextmanager
 def _watched(console: Console, play: Play) -> Iterator[None]:
-    """Show the play while it runs, live in a terminal and line by line elsewhere, and its figures at the end."""
+    """Show the play while it runs, live in a terminal and line by line elsewhere, and its figures
+    at the end.
+    """
     screen = chart.Screen(play)
     if console.is_terminal:
         with Live(screen, console=console, refresh_per_second=8, vertical_overflow="crop"):
@@ -98,12 +114,17 @@ def _tell(console: Console, play: Play, ended: threading.Event) -> None:
         play.watch()
         if (act := play.now_playing) and act.readings:
             used = act.readings[-1].used
-            console.print(f"  {act.requests} requests, {act.errors} errors, {used} of {play.stage.slots} slots")
+            console.print(
+                f"  {act.requests} requests, {act.errors} errors, {used} of {play.stage.slots}"
+                " slots"
+            )
 
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and a closed terminal end the block as an exception, so that everything it started is taken down."""
+    """Let Ctrl-C, SIGTERM and a closed terminal end the block as an exception, so that everything
+    it started is taken down.
+    """
 
     def stop(number: int, _: object) -> None:
         for each in STOPS:

@@ -1,4 +1,6 @@
-"""Django's door to the engine: this room holds the DatabaseWrapper that Django looks for under this name."""
+"""Django's door to the engine: this room holds the DatabaseWrapper that Django looks for under this
+name.
+"""
 
 from __future__ import annotations
 

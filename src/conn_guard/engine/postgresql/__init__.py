@@ -1,1 +1,3 @@
-"""``ENGINE = "conn_guard.engine.postgresql"``: this room holds Django's PostgreSQL engine, guarded."""
+"""``ENGINE = "conn_guard.engine.postgresql"``: this room holds Django's PostgreSQL engine,
+guarded.
+"""

@@ -38,10 +38,10 @@ WORTH_A_BAR = 100
 
 class Command(BaseCommand):
     help = (
-        "Terminates the sessions of the alias's own role and database that have been idle for CONN_GUARD['REAP_IDLE_FOR'] "
-        "(10 minutes) or longer; --dry-run shows them and signals nobody. "
-        "Exit codes: 0 done; 1 unexpected error; 2 usage or configuration; 3 a signal failed or a session survived; "
-        "4 sessions of the scope are hidden; 5 no connection."
+        "Terminates the sessions of the alias's own role and database that have been idle for"
+        " CONN_GUARD['REAP_IDLE_FOR'] (10 minutes) or longer; --dry-run shows them and signals"
+        " nobody. Exit codes: 0 done; 1 unexpected error; 2 usage or configuration; 3 a signal"
+        " failed or a session survived; 4 sessions of the scope are hidden; 5 no connection."
     )
     requires_system_checks: list[str] = []  # noqa: RUF012 - Django's own spelling
 
@@ -55,30 +55,99 @@ class Command(BaseCommand):
         """Add the options; they are read in _policy(), _orders() and _run()."""
         add = parser.add_argument
         which = parser.add_mutually_exclusive_group()
-        which.add_argument("--database", action="append", metavar="ALIAS", help="An alias of DATABASES. Default: default.")
-        which.add_argument("--all-databases", action="store_true", help="Every PostgreSQL alias, each place once.")
-        add("--idle-for", metavar="DURATION", help="Idle for at least 90s, 10m, 2h. Default: REAP_IDLE_FOR.")
+        which.add_argument(
+            "--database",
+            action="append",
+            metavar="ALIAS",
+            help="An alias of DATABASES. Default: default.",
+        )
+        which.add_argument(
+            "--all-databases", action="store_true", help="Every PostgreSQL alias, each place once."
+        )
+        add(
+            "--idle-for",
+            metavar="DURATION",
+            help="Idle for at least 90s, 10m, 2h. Default: REAP_IDLE_FOR.",
+        )
         add(
             "--idle-in-transaction-for",
             metavar="DURATION",
-            help="Also sessions idle in a transaction for so long. Default: REAP_IDLE_IN_TRANSACTION_FOR; None spares them.",
+            help=(
+                "Also sessions idle in a transaction for so long. Default:"
+                " REAP_IDLE_IN_TRANSACTION_FOR; None spares them."
+            ),
         )
-        add("--application-name", action="append", metavar="GLOB", help="Only sessions of such a name.")
-        add("--exclude-application-name", action="append", metavar="GLOB", help="Spare sessions of such a name.")
-        add("--user", action="append", metavar="ROLE", help="Sessions of this role, not of ours; '*' means every role.")
+        add(
+            "--application-name",
+            action="append",
+            metavar="GLOB",
+            help="Only sessions of such a name.",
+        )
+        add(
+            "--exclude-application-name",
+            action="append",
+            metavar="GLOB",
+            help="Spare sessions of such a name.",
+        )
+        add(
+            "--user",
+            action="append",
+            metavar="ROLE",
+            help="Sessions of this role, not of ours; '*' means every role.",
+        )
         add("--exclude-user", action="append", metavar="ROLE", help="Spare sessions of this role.")
-        add("--client", action="append", metavar="CIDR", help="Only sessions from this network or address.")
-        add("--exclude-client", action="append", metavar="CIDR", help="Spare sessions from this network, a pooler's for one.")
+        add(
+            "--client",
+            action="append",
+            metavar="CIDR",
+            help="Only sessions from this network or address.",
+        )
+        add(
+            "--exclude-client",
+            action="append",
+            metavar="CIDR",
+            help="Spare sessions from this network, a pooler's for one.",
+        )
         add("--any-database", action="store_true", help="Sessions in every database of the server.")
-        add("--keep", metavar="N", help="Spare the N most recently used sessions of each role and application.")
+        add(
+            "--keep",
+            metavar="N",
+            help="Spare the N most recently used sessions of each role and application.",
+        )
         add("--max", metavar="N", help="Signal at most N sessions a run, the longest idle first.")
-        add("--when-above", metavar="PERCENT", help="Act only while more than so much of the usable slots is taken.")
+        add(
+            "--when-above",
+            metavar="PERCENT",
+            help="Act only while more than so much of the usable slots is taken.",
+        )
         add("--dry-run", action="store_true", help="Show the same decisions and signal nobody.")
-        add("--format", choices=["text", "json"], default="text", help="Default: text. json is one object a line.")
-        add("--metrics-file", metavar="PATH", help="Write the figures of the run for Prometheus' textfile collector.")
-        add("--wait", metavar="DURATION", default="5s", help="How long sessions may take to leave. Default: 5s.")
-        add("--every", metavar="DURATION", help="Stay and repeat, on one session that is kept open, until SIGTERM.")
-        add("--advise", action="store_true", help="Print the SQL that would do this inside the server, and signal nobody.")
+        add(
+            "--format",
+            choices=["text", "json"],
+            default="text",
+            help="Default: text. json is one object a line.",
+        )
+        add(
+            "--metrics-file",
+            metavar="PATH",
+            help="Write the figures of the run for Prometheus' textfile collector.",
+        )
+        add(
+            "--wait",
+            metavar="DURATION",
+            default="5s",
+            help="How long sessions may take to leave. Default: 5s.",
+        )
+        add(
+            "--every",
+            metavar="DURATION",
+            help="Stay and repeat, on one session that is kept open, until SIGTERM.",
+        )
+        add(
+            "--advise",
+            action="store_true",
+            help="Print the SQL that would do this inside the server, and signal nobody.",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Reap; whatever goes wrong is a CommandError whose returncode is the exit code."""
@@ -94,7 +163,9 @@ class Command(BaseCommand):
 
     def _run(self, options: Mapping[str, Any]) -> None:
         settings = arguments.settings()
-        aliases, skipped = arguments.postgres_aliases(options["database"], every=options["all_databases"])
+        aliases, skipped = arguments.postgres_aliases(
+            options["database"], every=options["all_databases"]
+        )
         policy = _policy(options, settings)
         every = arguments.duration(options, "every")
         at_most = arguments.number(options, "max")
@@ -102,10 +173,16 @@ class Command(BaseCommand):
         self._told: set[str] = set()
         stop = Stop()
         reapers = [
-            Reaper(alias, policy, _orders(options, settings, alias), stop=stop, progress=self._progress) for alias in aliases
+            Reaper(
+                alias, policy, _orders(options, settings, alias), stop=stop, progress=self._progress
+            )
+            for alias in aliases
         ]
         if options["verbosity"]:
-            for line in (*(f"{alias} is no PostgreSQL: skipped" for alias in skipped), *_warnings(policy, aliases)):
+            for line in (
+                *(f"{alias} is no PostgreSQL: skipped" for alias in skipped),
+                *_warnings(policy, aliases),
+            ):
                 self.stderr.write(one_line(line))
         with ExitStack() as stack:
             stack.enter_context(_heard_by(stop))
@@ -135,8 +212,12 @@ class Command(BaseCommand):
                 reports.append(report)
             if metrics:
                 self._write(metrics, reports, is_last=every is None)
-            faults = sorted((each for each in reports if each.exit_code), key=lambda each: each.exit_code)
-            is_hopeless = is_first and any(each.exit_code in (Exit.USAGE, Exit.BLIND) for each in faults)
+            faults = sorted(
+                (each for each in reports if each.exit_code), key=lambda each: each.exit_code
+            )
+            is_hopeless = is_first and any(
+                each.exit_code in (Exit.USAGE, Exit.BLIND) for each in faults
+            )
             if faults and (every is None or is_hopeless):
                 for report in faults[:-1]:
                     self.stderr.write(render_failure(report))
@@ -171,8 +252,14 @@ class Command(BaseCommand):
             self.stdout.write("\n".join(render_json(report)))
         elif report.failure is None or report.acted_on:
             is_painted = self.stdout.isatty() or options["force_color"]
-            paint = (self.style.ERROR if report.exit_code else self.style.SUCCESS) if is_painted else str
-            for line in render_table(report.outcomes if options["verbosity"] > 1 else report.acted_on):
+            paint = (
+                (self.style.ERROR if report.exit_code else self.style.SUCCESS)
+                if is_painted
+                else str
+            )
+            for line in render_table(
+                report.outcomes if options["verbosity"] > 1 else report.acted_on
+            ):
                 self.stdout.write(line)
             self.stdout.write(render_line(report), paint)
         self.stdout.flush()
@@ -187,7 +274,8 @@ def _policy(options: Mapping[str, Any], settings: Settings) -> Policy:
     return Policy(
         idle_for=arguments.duration(options, "idle_for") or settings.reap_idle_for,
         idle_in_transaction_for=(
-            arguments.duration(options, "idle_in_transaction_for") or settings.reap_idle_in_transaction_for
+            arguments.duration(options, "idle_in_transaction_for")
+            or settings.reap_idle_in_transaction_for
         ),
         users=arguments.roles(options, "user"),
         any_database=options["any_database"],
@@ -216,15 +304,17 @@ def _metrics_path(options: Mapping[str, Any]) -> Path | None:
         return None
     path = Path(options["metrics_file"])
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise arguments.wrong(f"--metrics-file: {str(path)!r} can't be written: its folder has to exist and be ours.")
+        raise arguments.wrong(
+            f"--metrics-file: {str(path)!r} can't be written: its folder has to exist and be ours."
+        )
     return path
 
 
 def _warnings(policy: Policy, aliases: Sequence[str]) -> Iterator[str]:
     if policy.idle_for < RISKY:
         yield (
-            f"The threshold is {duration(policy.idle_for.total_seconds())}: below 30s a session may be ended in the pause "
-            "between two requests."
+            f"The threshold is {duration(policy.idle_for.total_seconds())}: below 30s a session may"
+            " be ended in the pause between two requests."
         )
     for alias in aliases:
         if message := reaping_message(alias):
