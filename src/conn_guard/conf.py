@@ -8,7 +8,6 @@ import difflib
 import logging
 import math
 import re
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
@@ -17,6 +16,8 @@ from typing import Any, Literal
 from django.conf import Settings as DjangoSettings
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
+
+from conn_guard.text import shown
 
 logger = logging.getLogger("conn_guard.conf")
 
@@ -78,7 +79,7 @@ def parse(raw: object) -> tuple[Settings, list[Problem]]:
     """
     if not isinstance(raw, Mapping):
         hint = 'Write CONN_GUARD = {} or a dict of its keys, such as {"CLOSE": "auto"}.'
-        return Settings(), [Problem("E001", f"CONN_GUARD is {_shown(raw)}, not a dict.", hint)]
+        return Settings(), [Problem("E001", f"CONN_GUARD is {shown(raw)}, not a dict.", hint)]
     values: dict[str, Any] = {}
     problems: list[Problem] = []
     for key, value in raw.items():
@@ -86,7 +87,7 @@ def parse(raw: object) -> tuple[Settings, list[Problem]]:
             problems.append(
                 Problem(
                     "E002",
-                    f"CONN_GUARD[{_shown(key)}] is not a setting of conn_guard.",
+                    f"CONN_GUARD[{shown(key)}] is not a setting of conn_guard.",
                     _nearest(key),
                 )
             )
@@ -94,7 +95,7 @@ def parse(raw: object) -> tuple[Settings, list[Problem]]:
         try:
             values[key.lower()] = _READERS[key](value)
         except _WrongValueError as wrong:
-            message = f"CONN_GUARD[{key!r}] is {_shown(value)}, not {wrong.wanted}."
+            message = f"CONN_GUARD[{key!r}] is {shown(value)}, not {wrong.wanted}."
             problems.append(Problem("E003", message, wrong.hint))
     return Settings(**values), problems
 
@@ -169,13 +170,6 @@ class _WrongValueError(Exception):
     def __init__(self, wanted: str, hint: str) -> None:
         self.wanted = wanted
         self.hint = hint
-
-
-def _shown(value: object) -> str:
-    try:
-        return reprlib.repr(value)
-    except Exception:  # noqa: BLE001 - a value that can't be shown, such as an int of 5,000 digits, is wrong all the same
-        return f"a value of type {type(value).__name__}"
 
 
 def _nearest(key: object) -> str:

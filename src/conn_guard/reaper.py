@@ -35,12 +35,11 @@ from conn_guard.reports import (
     Report,
     Slots,
     Status,
-    one_line,
     parse_last_success,
     render_metrics,
-    sql_name,
 )
 from conn_guard.sessions import CLIENT_BACKEND, REAPER_APPLICATION, Session
+from conn_guard.text import one_line, sql_name
 
 logger = logging.getLogger("conn_guard.reaper")
 

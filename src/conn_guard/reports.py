@@ -14,6 +14,7 @@ from enum import Enum, IntEnum
 
 from conn_guard.policy import ANY_USER, Policy, Verdict
 from conn_guard.sessions import Session
+from conn_guard.text import duration, one_line, printable, sql_name
 
 
 class Exit(IntEnum):
@@ -151,38 +152,6 @@ class Report:
 
     def _count(self, action: Action) -> int:
         return sum(each.action is action for each in self.outcomes)
-
-
-def one_line(text: str) -> str:
-    """Return *text* in one line with nothing in it that a terminal would obey."""
-    return printable(" ".join(text.split()))
-
-
-def printable(name: str) -> str:
-    """Return *name* with each character that can't be printed in its escaped form."""
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in name
-    )
-
-
-def sql_name(name: str) -> str:
-    """Return the name of a role or a database as SQL writes it."""
-    is_plain = re.fullmatch(r"[a-z_][a-z0-9_]*", name)
-    return name if is_plain else '"' + name.replace('"', '""') + '"'
-
-
-def duration(seconds: float) -> str:
-    """Return *seconds* as people read them: ``0.4s``, ``42s``, ``10m05s``, ``3h07m``, ``2d04h``."""
-    if seconds < 10:
-        return f"{seconds:.1f}s"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days}d{hours:02d}h"
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
 def render_table(outcomes: Sequence[Outcome]) -> list[str]:

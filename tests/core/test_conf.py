@@ -169,3 +169,13 @@ def test_a_setting_that_the_project_module_never_had_is_seen_when_it_comes(monke
             patch.setattr("django.conf.settings.CONN_GUARD", value, raising=False)
             assert conf.current().close == close
         assert conf.current().close == "auto"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["postgres://a:hunter2@db/x", {"CLOSE": "postgres://a:hunter2@db/x"}, {"hunter2@db": 1}],
+)
+def test_no_message_shows_what_may_be_a_password(value):
+    [problem] = parse(value)[1]
+    assert "hunter2" not in problem.message + problem.hint
+    assert "(a text that may hold a secret)" in problem.message

@@ -18,10 +18,7 @@ from conn_guard.reports import (
     Report,
     Slots,
     Status,
-    duration,
-    one_line,
     parse_last_success,
-    printable,
     render_advice,
     render_bar,
     render_failure,
@@ -29,9 +26,9 @@ from conn_guard.reports import (
     render_line,
     render_metrics,
     render_table,
-    sql_name,
 )
 from conn_guard.sessions import State
+from conn_guard.text import duration, one_line, printable, sql_name
 from tests.core.rows import session
 
 GOLDENS = Path(__file__).with_name("goldens")

@@ -24,8 +24,9 @@ from django.db.utils import ConnectionHandler
 
 from conn_guard import checks
 from conn_guard.checks.page import page
-from conn_guard.checks.project import Project, _is_importable, shown
+from conn_guard.checks.project import Project, _is_importable
 from conn_guard.checks.table import RETIRED, RULES, rule
+from conn_guard.text import shown
 
 POSTGRES = "django.db.backends.postgresql"
 GUARD = "conn_guard.middleware.ConnectionGuardMiddleware"

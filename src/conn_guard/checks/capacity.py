@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from conn_guard.checks.project import Alias, shown
+from conn_guard.checks.project import Alias
+from conn_guard.text import shown
 
 if TYPE_CHECKING:
     from conn_guard.checks.server import Seen

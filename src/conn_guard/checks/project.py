@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
-from decimal import Decimal
 from functools import cache, cached_property
 from numbers import Real
 from typing import Any, Literal
@@ -17,6 +15,7 @@ import django
 from django.conf import settings as django_settings
 
 from conn_guard import conf
+from conn_guard.text import shown
 
 YEAR_SECONDS = 365 * 24 * 60 * 60
 DUMMY = "django.db.backends.dummy"
@@ -346,35 +345,3 @@ def _is_importable(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except ValueError:  # a stand-in without a spec lies in sys.modules
         return True
-
-
-# A URL or a connection string may hold a password, wherever it was found.
-_SECRET = re.compile(r"://|@|(?:pass\w*|pwd|secret|token|key)\s*[=:]", re.IGNORECASE)
-
-
-def shown(value: object) -> str:
-    """Return *value* as a message may show it: on one line, short, and never what could hold a
-    password.
-    """
-    if isinstance(value, str):
-        text = str(value)
-        if _SECRET.search(text):
-            return "(a text that may hold a secret)"
-        return repr(text if len(text) <= 80 else f"{text[:77]}...")
-    if isinstance(value, int) and abs(value) >= 10**20:
-        return "(a number of more than 20 digits)"  # Python refuses to print the longest ones
-    if value is None or isinstance(value, (bool, int, float, timedelta, Decimal)):
-        return repr(value)
-    if isinstance(value, (list, tuple)) and len(value) <= 3:
-        inner = ", ".join(_members(value))
-        return (
-            f"[{inner}]"
-            if isinstance(value, list)
-            else f"({inner}{',' if len(value) == 1 else ''})"
-        )
-    return f"(a {type(value).__name__})"
-
-
-def _members(values: list[object] | tuple[object, ...]) -> Iterator[str]:
-    for value in values:
-        yield "..." if isinstance(value, (list, tuple)) else shown(value)

@@ -16,9 +16,10 @@ from typing import Any
 from django.core.signals import request_started
 from django.db.backends.signals import connection_created
 
-from conn_guard.checks.project import Alias, Project, shown
+from conn_guard.checks.project import Alias, Project
 from conn_guard.checks.startup import is_test
 from conn_guard.checks.table import log, message_of
+from conn_guard.text import shown
 
 logger = logging.getLogger("conn_guard.checks")
 

@@ -16,8 +16,9 @@ from django.core.checks import CheckMessage
 from django.db import connections
 
 from conn_guard.checks import capacity
-from conn_guard.checks.project import Alias, Project, shown
+from conn_guard.checks.project import Alias, Project
 from conn_guard.checks.table import RULES, Found, Subject, message_of, rule
+from conn_guard.text import shown
 
 if TYPE_CHECKING:
     from conn_guard.postgres import ApplicationSession

@@ -19,7 +19,8 @@ from django.db import connections
 
 from conn_guard import conf
 from conn_guard.policy import ANY_USER, Network
-from conn_guard.reports import Exit, one_line
+from conn_guard.reports import Exit
+from conn_guard.text import one_line
 
 
 class OneLineParser(CommandParser):

@@ -21,8 +21,6 @@ from conn_guard.reaper import Orders, Reaper, ReaperError, Stop, reap_all, write
 from conn_guard.reports import (
     Exit,
     Report,
-    duration,
-    one_line,
     render_advice,
     render_bar,
     render_failure,
@@ -30,6 +28,7 @@ from conn_guard.reports import (
     render_line,
     render_table,
 )
+from conn_guard.text import duration, one_line
 
 RISKY = timedelta(seconds=30)
 """A shorter threshold than this ends sessions in the pauses of many a healthy application."""
