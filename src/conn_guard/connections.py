@@ -19,10 +19,11 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures.thread import _WorkItem
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakSet, ref
 
 from asgiref.sync import SyncToAsync, iscoroutinefunction, sync_to_async
 from django.db import connections
@@ -67,6 +68,8 @@ def _own(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
             owner.scope = scope
             if scope is not None and scope.finished:
                 _own_after_request(connection)
+            if scope is None or not scope.keep_persistent:
+                _end_with_call(connection, scope)
         else:
             own_in_context(connection, loop)
     except Exception:
@@ -256,7 +259,12 @@ def _sees(context: contextvars.Context, wrapper: BaseDatabaseWrapper) -> bool:
 
 
 def _close_on_its_thread(wrapper_ref: ref[BaseDatabaseWrapper]) -> None:
-    task = asyncio.ensure_future(_close_there(wrapper_ref))
+    _start(sync_to_async(_close_here, thread_sensitive=True)(wrapper_ref))
+
+
+def _start(closing: Coroutine[Any, Any, None]) -> None:
+    """Let *closing* run on this loop without anybody waiting for it."""
+    task = asyncio.ensure_future(_suppressed(closing))
     _closing.add(task)
     task.add_done_callback(_closing.discard)
 
@@ -265,10 +273,10 @@ def _close_on_its_thread(wrapper_ref: ref[BaseDatabaseWrapper]) -> None:
 _closing: set[asyncio.Future[None]] = set()
 
 
-async def _close_there(wrapper_ref: ref[BaseDatabaseWrapper]) -> None:
+async def _suppressed(closing: Coroutine[Any, Any, None]) -> None:
     # asgiref raises where the thread has ended, which closed what it owned.
     with contextlib.suppress(RuntimeError):
-        await sync_to_async(_close_here, thread_sensitive=True)(wrapper_ref)
+        await closing
 
 
 def _close_here(wrapper_ref: ref[BaseDatabaseWrapper]) -> None:
@@ -277,6 +285,54 @@ def _close_here(wrapper_ref: ref[BaseDatabaseWrapper]) -> None:
     # it.
     if wrapper is not None and wrapper._thread_ident == threading.get_ident():
         _abandon_outside_transaction(wrapper)
+
+
+def _end_with_call(wrapper: BaseDatabaseWrapper, scope: RequestScope | None) -> None:
+    """Close *wrapper* when the executor's call that opens it returns.
+
+    A view may await such a call (``asyncio.to_thread``), and Django before 6.2 renders its error
+    pages in one. The executor's thread lives on, and no later code of the request reaches it. The
+    future of the call runs its callbacks on the thread of the call.
+    """
+    frame: Any = sys._getframe()
+    while frame is not None and frame.f_code is not _WorkItem.run.__code__:
+        frame = frame.f_back
+    if frame is None or _is_asgirefs_thread():
+        return
+    future = frame.f_locals["self"].future
+    if scope is not None:
+        future.add_done_callback(lambda _: scope.end())
+    elif _is_default_executors_thread() and wrapper.settings_dict["CONN_MAX_AGE"] == 0:
+        # ``run_in_executor`` passes no context on. Which thread serves the next call is left to
+        # chance, so no state can be meant to stay, and no setting asks for the connection.
+        closed = functools.partial(_close_after_call, ref(wrapper))
+        future.add_done_callback(closed)
+
+
+def _close_after_call(wrapper_ref: ref[BaseDatabaseWrapper], _: object) -> None:
+    wrapper = wrapper_ref()
+    if wrapper is not None and wrapper.connection is not None and not in_transaction(wrapper):
+        _abandon(wrapper)
+
+
+def _is_default_executors_thread() -> bool:
+    here = threading.get_ident()
+    # asyncio names its threads so.
+    return any(
+        each.ident == here and each.name.startswith("asyncio_") for each in threading.enumerate()
+    )
+
+
+def _is_asgirefs_thread() -> bool:
+    """Return whether this thread runs thread-sensitive code, where a request ends by itself."""
+    here = threading.get_ident()
+    # In one step: another thread may begin a request.
+    executors: Any = list(vars(SyncToAsync.context_to_thread_executor)["data"].values())
+    return any(
+        thread.ident == here
+        for executor in (SyncToAsync.single_thread_executor, *executors)
+        for thread in list(executor._threads)
+    )
 
 
 # Closing
@@ -343,6 +399,34 @@ def in_transaction(wrapper: BaseDatabaseWrapper) -> bool:
     return status in (2, 3) if status is not None else getattr(raw, "in_transaction", False) is True
 
 
+_WROTE = "SELECT pg_catalog.txid_current_if_assigned() IS NOT NULL"
+
+
+def _rolled_back_reading(wrapper: BaseDatabaseWrapper) -> bool:
+    """Roll *wrapper* back where its settings have autocommit off and its transaction wrote nothing;
+    return whether they have and it did.
+
+    With such settings every query opens a transaction, and a view that only reads commits none.
+    """
+    if (
+        wrapper.settings_dict["AUTOCOMMIT"]
+        or wrapper.autocommit
+        or wrapper.in_atomic_block
+        or wrapper.vendor != "postgresql"
+    ):
+        return False
+    try:
+        # The driver's own cursor: no wrapper, log or count of the application's sees the question.
+        with wrapper.connection.cursor() as cursor:
+            cursor.execute(_WROTE)
+            if cursor.fetchone()[0]:
+                return False
+        wrapper.rollback()
+    except Exception:  # noqa: BLE001 - an aborted transaction, or a dead session: it is closed
+        return False
+    return True
+
+
 def _close(wrapper: BaseDatabaseWrapper) -> None:
     try:
         wrapper.close()
@@ -368,6 +452,14 @@ def _is_current(wrapper: BaseDatabaseWrapper) -> bool:
 # The end of a request
 
 
+def has_own_thread() -> bool:
+    """Return whether the synchronous code of this request has a thread that ends with it.
+
+    Django's ASGI handler provides one, its test client doesn't.
+    """
+    return SyncToAsync.thread_sensitive_context.get(None) is not None
+
+
 class RequestScope:
     """The connections of one request: those that it found open, and those that it opened, with the
     thread of each.
@@ -375,38 +467,56 @@ class RequestScope:
 
     __slots__ = (
         "close_found",
+        "ended",
         "finished",
         "found",
         "found_in_transaction",
+        "found_on",
         "keep_persistent",
         "opened",
+        "outer",
         "view",
+        "waits",
     )
 
     def __init__(
-        self, *, view: Callable[[], str], keep_persistent: bool, close_found: bool = False
+        self,
+        *,
+        view: Callable[[], str],
+        keep_persistent: bool,
+        close_found: bool = False,
+        waits: bool = True,
     ) -> None:
         """Begin a request. *view* names it. *keep_persistent*: what CONN_MAX_AGE keeps stays open.
-        *close_found*: what the request found open is closed as well."""
-        # Weak: a copy that the request drops is not kept open for it. Made when needed: most
-        # requests open little or nothing.
-        self.opened: WeakKeyDictionary[BaseDatabaseWrapper, int] | None = None
+        *close_found*: what the request found open is closed as well. *waits*: its end may be
+        awaited, since no client waits for it.
+        """
+        # Weak: a copy that the request drops is not kept open for it. A list that only grows may
+        # be read by one thread while another one adds to it.
+        self.opened: list[tuple[ref[BaseDatabaseWrapper], int]] = []
         self.found: set[BaseDatabaseWrapper] = set()
         self.found_in_transaction: set[BaseDatabaseWrapper] = set()
+        self.found_on = 0
         self.view = view
         self.keep_persistent = keep_persistent
         self.close_found = close_found
+        self.waits = waits
+        self.ended = False
         self.finished = False
+        # A view may serve another request, as a test client does.
+        outer = _scope.get()
+        self.outer = None if outer is None or outer.ended else outer
         _scope.set(self)
 
     def add(self, wrapper: BaseDatabaseWrapper) -> None:
         """Note that the request opened *wrapper* on this thread."""
-        if self.opened is None:
-            self.opened = WeakKeyDictionary()
-        self.opened[wrapper] = threading.get_ident()
+        here = threading.get_ident()
+        if not any(each() is wrapper and ident == here for each, ident in self.opened):
+            self.opened.append((ref(wrapper), here))
 
     def look(self) -> None:
         """Note what is open on this thread before the request runs on it."""
+        self.found_on = threading.get_ident()
         for wrapper in connections.all(initialized_only=True):
             if wrapper.connection is not None:
                 self.found.add(wrapper)
@@ -417,20 +527,21 @@ class RequestScope:
         """Close what the request leaves on this thread; what it found in a transaction is not its
         own to end.
         """
+        self.ended = True
         if not self.opened and not self.found:
             return
         here = threading.get_ident()
         opened = {wrapper for wrapper, ident in self._opened() if ident == here}
-        for wrapper in (opened | self.found) - self.found_in_transaction:
+        found = self.found if self.found_on == here else set()
+        for wrapper in (opened | found) - self.found_in_transaction:
             if wrapper.connection is None or _is_lent(wrapper):
                 continue
-            if in_transaction(wrapper):
+            if in_transaction(wrapper) and not _rolled_back_reading(wrapper):
                 message = "%s left a transaction open on %r; it is rolled back with its connection."
                 logger.warning(message, self.view(), wrapper.alias)
                 _close(wrapper)
                 # Closed inside an atomic block it still looks open, and this was its end.
-                if self.opened:
-                    self.opened.pop(wrapper, None)
+                self.opened = [each for each in self.opened if each[0]() is not wrapper]
                 self.found.discard(wrapper)
             elif wrapper not in opened:
                 if self.close_found:
@@ -443,8 +554,19 @@ class RequestScope:
     async def aend(self) -> None:
         """Do what :meth:`end` does, on the event loop's thread and on the one that runs the
         request's synchronous code.
+
+        The latter may still be busy, with work that the view left behind and that may never end.
+        So nobody waits for it unless this scope *waits*.
         """
         self.end()
+        if self.is_open_elsewhere():
+            if self.waits:
+                await self._end_elsewhere()
+            else:
+                _start(self._end_elsewhere())
+
+    async def _end_elsewhere(self) -> None:
+        # Django's own close may have come first.
         if self.is_open_elsewhere():
             await sync_to_async(self.end, thread_sensitive=True)()
 
@@ -456,14 +578,16 @@ class RequestScope:
         )
 
     def _opened(self) -> list[tuple[BaseDatabaseWrapper, int]]:
-        return list(self.opened.items()) if self.opened else []
+        opened = [(each(), ident) for each, ident in list(self.opened)]
+        return [(wrapper, ident) for wrapper, ident in opened if wrapper is not None]
 
     def finish(self) -> None:
         """End for the last time: the response is closed."""
         self.finished = True
         self.end()
         if _scope.get() is self:
-            _scope.set(None)
+            _scope.set(self.outer)
+        self.outer = None
         # A thread that lives on may hold this scope: it keeps no request and no connection alive.
         self.view = _over
         self.found.clear()
@@ -499,10 +623,16 @@ _scope: contextvars.ContextVar[RequestScope | None] = contextvars.ContextVar(
 )
 
 
+def current_scope() -> RequestScope | None:
+    """Return the request that is running here, or None outside of one."""
+    scope = _scope.get()
+    return None if scope is None or scope.finished else scope
+
+
 def current_view() -> str:
     """Return the view of the request that is running here, or an empty string outside of one."""
-    scope = _scope.get()
-    return "" if scope is None or scope.finished else scope.view()
+    scope = current_scope()
+    return "" if scope is None else scope.view()
 
 
 # The end of a job

@@ -5,11 +5,14 @@ RequestScope.
 from __future__ import annotations
 
 import functools
+import io
+import tempfile
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.core.files import File
 from django.core.handlers.asgi import ASGIRequest
 from django.http import FileResponse
 
@@ -18,7 +21,7 @@ from conn_guard.checks import startup
 from conn_guard.connections import RequestScope
 
 if TYPE_CHECKING:
-    from django.http import HttpRequest
+    from django.http import HttpRequest, HttpResponse
     from django.http.response import HttpResponseBase
 
 
@@ -68,18 +71,25 @@ class ConnectionGuardMiddleware:
             scope.finish()
             raise
         if _is_ready(response):
-            await scope.aend()
+            if scope.waits or _is_large(response):
+                await scope.aend()
+            else:
+                # A visit to the thread of the synchronous code would cost more than all the rest.
+                scope.end()
         return response
 
 
 def _scope(request: HttpRequest) -> RequestScope | None:
-    close = conf.current().close
-    if close == "never":
+    settings = conf.current()
+    if settings.close == "never":
         return None
+    is_asgi = isinstance(request, ASGIRequest)
     return RequestScope(
         view=functools.partial(_view_of, request),
-        keep_persistent=close == "auto" and not isinstance(request, ASGIRequest),
-        close_found=close == "always",
+        keep_persistent=settings.close == "auto" and not is_asgi,
+        close_found=settings.close == "always",
+        # Where no owner would end it, the request itself has to.
+        waits=not (is_asgi and settings.close_with_owner and connections.has_own_thread()),
     )
 
 
@@ -93,11 +103,35 @@ def _view_of(request: HttpRequest) -> str:
     return f"{match._func_path} ({match.view_name})" if match.url_name else match._func_path
 
 
+_TAKEN_WHOLE_BYTES = 64 * 1024
+"""A body up to this size fits into a server's write buffer, so no client can be slow to take it."""
+
+
+def _is_large(response: HttpResponseBase) -> bool:
+    return response.streaming or len(cast("HttpResponse", response).content) > _TAKEN_WHOLE_BYTES
+
+
 def _is_ready(response: HttpResponseBase) -> bool:
     """Return whether sending *response* needs no connection, so that a slow client need not hold
     one.
     """
-    return not response.streaming or isinstance(response, FileResponse)
+    if isinstance(response, FileResponse):
+        return _is_real(response.file_to_stream)
+    return not response.streaming
+
+
+def _is_real(file: Any) -> bool:
+    """Return whether *file* is one of the operating system's, or in memory: reading it asks no
+    database.
+    """
+    while isinstance(file, File):
+        # A storage may open its file when it is first asked for it.
+        file = vars(file).get("file") or vars(file).get("_file")
+    if isinstance(file, tempfile._TemporaryFileWrapper):
+        file = file.file
+    if isinstance(file, (io.BufferedReader, io.BufferedRandom)):
+        file = file.raw
+    return type(file) in (io.FileIO, io.BytesIO, tempfile.SpooledTemporaryFile)
 
 
 def _attach(response: HttpResponseBase, scope: RequestScope) -> HttpResponseBase:
@@ -105,7 +139,7 @@ def _attach(response: HttpResponseBase, scope: RequestScope) -> HttpResponseBase
     closed.
     """
     response.close = _Close(response, scope)  # type: ignore[method-assign]
-    if not _is_ready(response):
+    if response.streaming and not isinstance(response, FileResponse):
         stream = _astream if getattr(response, "is_async", False) else _stream
         response.streaming_content = stream(response.streaming_content, scope)  # type: ignore[attr-defined]
     return response
@@ -132,23 +166,28 @@ class _Close:
 
     Whatever queries in a ``close()`` or in a receiver of ``request_finished`` has run by then. It
     refers to the response weakly, since a cycle would leave every response to the garbage
-    collector."""
+    collector.
+    """
 
     def __init__(self, response: HttpResponseBase, scope: RequestScope | None) -> None:
         self.response = weakref.ref(response)
-        self.own: Callable[[], None] | None = vars(response).get("close")
+        own = vars(response).get("close")
+        # A view may return the same response again and again.
+        self.own: Callable[[], None] | None = own.own if isinstance(own, _Close) else own
         self.scope = scope
 
     def __call__(self) -> None:
         response = self.response()
+        # Where requests share the response, this is the close of the one that runs here.
+        scope = connections.current_scope() or self.scope
         try:
             if self.own is not None:
                 self.own()
             elif response is not None:
                 type(response).close(response)
         finally:
-            if self.scope is not None:
-                self.scope.finish()
+            if scope is not None:
+                scope.finish()
 
     def __reduce__(self) -> tuple[type[_Close], tuple[HttpResponseBase | None, None]]:
         # A cache middleware above ours pickles the response: what it restores belongs to no

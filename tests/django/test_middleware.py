@@ -11,21 +11,24 @@ import io
 import logging
 import pickle
 import sys
+import tempfile
+import threading
 import weakref
 
 import django
 import pytest
 from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured
+from django.core.files import File
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.db import connections, transaction
-from django.http import HttpResponse
+from django.http import FileResponse, HttpResponse
 from django.test import AsyncClient, Client, RequestFactory
 from django.utils.decorators import sync_only_middleware
 
 from conn_guard import connections as room
-from conn_guard.middleware import ConnectionGuardMiddleware
+from conn_guard.middleware import ConnectionGuardMiddleware, _is_ready
 from tests.django import urls
 
 # Django warns of every synchronous body that it serves under ASGI, and of every asynchronous one
@@ -290,8 +293,8 @@ def test_asgi_serves_a_sync_stream(url_alias, observer):
 
 
 @pytest.mark.usefixtures("chain")
-@pytest.mark.parametrize("view", ["plain", "file", "aplain"])
-def test_asgi_gives_the_connection_back_before_a_ready_body_is_sent(url_alias, observer, view):
+@pytest.mark.parametrize("view", ["large", "file", "alarge"])
+def test_asgi_gives_the_connection_back_while_a_large_body_is_sent(url_alias, observer, view):
     counts = []
 
     async def send(message):
@@ -408,12 +411,12 @@ def test_asgi_a_transaction_that_a_task_leaves_after_the_response_ends_with_the_
     assert observer.settled(url_alias, 0)
 
 
-def test_asgi_a_task_does_not_close_what_another_thread_may_be_using(
+def test_asgi_what_an_executors_thread_opens_after_the_response_ends_with_its_call(
     url_alias, observer, monkeypatch
 ):
     assert after_the_response(
         url_alias, observer, monkeypatch, urls.query, thread_sensitive=False
-    ) == ({"idle"}, False)
+    ) == (set(), True)
 
 
 def test_asgi_a_task_that_reopens_after_the_response_gathers_no_owners(
@@ -479,6 +482,206 @@ def test_asgi_closes_what_an_async_view_opened_on_the_loops_thread(
         return await asyncio.to_thread(observer.settled, alias, 0)
 
     assert asyncio.run(main())
+
+
+@pytest.mark.usefixtures("chain")
+@pytest.mark.parametrize("max_age", [0, None])
+@pytest.mark.parametrize(
+    "path", ["absent", "fails", "afails", "to_thread", "not_sensitive", "run_in_executor"]
+)
+def test_asgi_what_an_executors_thread_opens_leaves_nothing(
+    make_alias, observer, monkeypatch, path, max_age
+):
+    if path == "run_in_executor" and max_age is None:
+        pytest.skip("run_in_executor passes no context on, and the settings ask to keep it")
+    alias = make_alias(CONN_MAX_AGE=max_age)
+    monkeypatch.setattr(urls, "ALIASES", [alias])
+
+    async def main():
+        for _ in range(5):
+            await asgi(f"/{path}/")
+        # The loop's executor is still alive here.
+        return await asyncio.to_thread(observer.settled, alias, 0)
+
+    assert asyncio.run(main())
+
+
+def test_asgi_outside_of_requests_an_executors_call_keeps_its_transaction(url_alias, observer):
+    def begin():
+        transaction.set_autocommit(False, using=url_alias)
+        urls.query()
+
+    async def main():
+        await asyncio.to_thread(urls.query)
+        assert await asyncio.to_thread(observer.settled, url_alias, 0)
+        await asyncio.to_thread(begin)
+        return await asyncio.to_thread(observer.states, url_alias)
+
+    assert asyncio.run(main()) == ["idle in transaction"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [("ready", 10), ("ready", 100_000), ("file", 100_000), ("stream", 10)]
+)
+def test_asgi_no_answer_waits_for_work_that_the_view_left_behind(
+    url_alias, observer, monkeypatch, kind, size
+):
+    at_work = threading.Event()
+    monkeypatch.setattr(urls, "AT_WORK", [at_work])
+    monkeypatch.setattr(urls, "LATER", [])
+    received = []
+
+    async def send(message):
+        received.append(message.get("body", b""))
+        # Django itself reads a file on the thread that is at work.
+        is_last = message["type"] == "http.response.body" and not message.get("more_body")
+        if is_last or kind == "file":
+            at_work.set()
+
+    async def main():
+        await asgi(f"/leaves_work/?kind={kind}&size={size}", send=send)
+        return await urls.LATER[0]
+
+    assert asyncio.run(main()), "the answer came after the work"
+    assert len(b"".join(received)) == size
+    assert observer.settled(url_alias, 0)
+
+
+@pytest.mark.parametrize("max_age", [0, None])
+def test_asgi_without_owners_the_request_ends_its_connections_itself(
+    make_alias, observer, settings, monkeypatch, max_age
+):
+    settings.CONN_GUARD = {"CLOSE_WITH_OWNER": False}
+    alias = make_alias(CONN_MAX_AGE=max_age)
+    monkeypatch.setattr(urls, "ALIASES", [alias])
+
+    async def send(message):
+        raise RuntimeError("the client left")
+
+    with pytest.raises(RuntimeError, match="the client left"):
+        asyncio.run(asgi("/aplain/", send=send))
+    assert observer.settled(alias, 0)
+
+
+# Responses and settings of every kind
+
+
+@pytest.mark.usefixtures("observer")
+def test_a_view_may_return_one_response_again_and_again(rf):
+    response = HttpResponse(b"ok")
+    middleware = ConnectionGuardMiddleware(lambda request: response)
+    for _ in range(1200):
+        assert middleware(rf.get("/")).content == b"ok"
+        response.close()
+
+
+def test_a_response_that_two_requests_share_ends_both(make_alias, observer, rf):
+    aliases = [make_alias(CONN_MAX_AGE=None), make_alias(CONN_MAX_AGE=None)]
+    response = HttpResponse(b"ok")
+    answered, closed = threading.Barrier(2, timeout=20), []
+
+    def get_response(request):
+        answered.wait()
+        return response
+
+    middleware = ConnectionGuardMiddleware(get_response)
+
+    def serve(alias):
+        middleware(rf.get("/"))
+        answered.wait()
+        # As a receiver of request_finished may: after the view and before the last end.
+        with connections[alias].cursor() as cursor:
+            cursor.execute("BEGIN")
+        response.close()
+        closed.append(room.current_scope())
+        answered.wait()
+
+    threads = [threading.Thread(target=serve, args=[alias]) for alias in aliases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert closed == [None, None]
+
+
+@pytest.mark.parametrize("handler", ["wsgi", "asgi"])
+def test_a_file_that_reads_from_the_database_keeps_its_connection(
+    url_alias, observer, worker, handler
+):
+    read = wsgi if handler == "wsgi" else lambda path: asyncio.run(asgi(path))
+    assert worker(read, "/file_of_rows/") == b"partpartpart"
+    assert observer.settled(url_alias, 0)
+
+
+@pytest.mark.parametrize("make", ["open", "named", "spooled", "django", "memory"])
+def test_a_file_of_the_operating_system_needs_no_connection(make, tmp_path):
+    (tmp_path / "file").write_bytes(b"bytes")
+    made = {
+        "open": lambda: (tmp_path / "file").open("rb"),
+        "named": tempfile.NamedTemporaryFile,
+        "spooled": tempfile.SpooledTemporaryFile,
+        "django": lambda: File((tmp_path / "file").open("rb")),
+        "memory": lambda: io.BytesIO(b"bytes"),
+    }[make]()
+    with contextlib.closing(FileResponse(made)) as response:
+        assert _is_ready(response)
+    assert not _is_ready(FileResponse(iter([b"part"])))
+
+
+@pytest.mark.parametrize("max_age", [0, 600])
+def test_without_autocommit_requests_that_only_read_are_no_reason_to_warn(
+    make_alias, observer, worker, monkeypatch, caplog, max_age
+):
+    alias = make_alias(CONN_MAX_AGE=max_age, AUTOCOMMIT=False)
+    monkeypatch.setattr(urls, "ALIASES", [alias])
+    sessions = {
+        worker(lambda: wsgi("/plain/") and id(connections[alias].connection)) for _ in range(4)
+    }
+    assert len(sessions) == 1
+    assert caplog.messages == []
+    assert observer.states(alias) == (["idle"] if max_age else [])
+    worker(lambda: connections[alias].close())
+
+
+def test_without_autocommit_a_request_that_wrote_and_did_not_commit_is_told(
+    make_alias, observer, worker, monkeypatch, caplog
+):
+    alias = make_alias(CONN_MAX_AGE=600, AUTOCOMMIT=False)
+
+    def write():
+        with connections[alias].cursor() as cursor:
+            cursor.execute("CREATE TABLE never_committed (id int)")
+
+    monkeypatch.setattr(urls, "query", write)
+    worker(wsgi, "/plain/")
+    assert observer.settled(alias, 0)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_request_within_a_request_leaves_the_outer_one_its_view(url_alias, worker):
+    view = b"tests.django.urls.another_request (the-another_request)"
+    assert worker(wsgi, "/another_request/") == view
+
+
+def test_what_is_opened_may_be_listed_while_another_thread_opens_more():
+    scope = room.RequestScope(view=str, keep_persistent=False)
+    switch_interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    class Wrapper:
+        connection = None
+
+    kept = [Wrapper() for _ in range(2000)]
+    adding = threading.Thread(target=lambda: [scope.add(each) for each in kept])
+    try:
+        adding.start()
+        while adding.is_alive():
+            scope.is_open_elsewhere()
+    finally:
+        sys.setswitchinterval(switch_interval)
+        adding.join()
+        scope.finish()
+    assert len(scope.opened) == len(kept)
 
 
 # Around the request

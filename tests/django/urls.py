@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import io
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,11 +13,15 @@ from asgiref.sync import sync_to_async
 from django.core.signals import request_finished
 from django.db import connections, transaction
 from django.http import FileResponse, HttpResponse, StreamingHttpResponse
+from django.test import Client
 from django.urls import path
+
+from conn_guard.connections import current_view
 
 ALIASES: list[str] = []
 AFTER_THE_RESPONSE: list[Callable[[], Coroutine[Any, Any, None]]] = []
 LATER: list[Any] = []
+AT_WORK: list[threading.Event] = []
 
 
 def query() -> None:
@@ -28,6 +33,16 @@ def query() -> None:
 def plain(request):
     query()
     return HttpResponse(b"plain")
+
+
+def large(request):
+    query()
+    return HttpResponse(b"x" * 100_000)
+
+
+async def alarge(request):
+    await sync_to_async(query)()
+    return HttpResponse(b"x" * 100_000)
 
 
 def nothing(request):
@@ -130,6 +145,79 @@ async def aplain(request):
     return HttpResponse(b"aplain")
 
 
+def page_not_found(request, exception):
+    query()
+    return HttpResponse(b"absent", status=404)
+
+
+def server_error(request):
+    query()
+    return HttpResponse(b"failed", status=500)
+
+
+async def afails(request):
+    raise ValueError("on purpose")
+
+
+async def to_thread(request):
+    await asyncio.to_thread(query)
+    return HttpResponse(b"to_thread")
+
+
+async def run_in_executor(request):
+    await asyncio.get_running_loop().run_in_executor(None, query)
+    return HttpResponse(b"run_in_executor")
+
+
+async def not_sensitive(request):
+    await sync_to_async(query, thread_sensitive=False)()
+    return HttpResponse(b"not_sensitive")
+
+
+async def leaves_work(request):
+    """Answer while the thread of the synchronous code is still busy."""
+    await sync_to_async(query)()
+    LATER.append(asyncio.create_task(sync_to_async(AT_WORK[0].wait)(10)))
+    await asyncio.sleep(0.05)
+    body = b"x" * int(request.GET["size"])
+    if request.GET["kind"] == "file":
+        return FileResponse(io.BytesIO(body))
+    return (
+        HttpResponse(body) if request.GET["kind"] == "ready" else StreamingHttpResponse(one(body))
+    )
+
+
+async def one(part):
+    yield part
+
+
+class RowsAsFile:
+    """A file whose parts come from the database, as a large object's do."""
+
+    def __init__(self) -> None:
+        self.cursor = connections[ALIASES[0]].cursor()
+        self.parts = 3
+
+    def read(self, size: int) -> bytes:
+        self.parts -= 1
+        self.cursor.execute("SELECT 'part'")
+        return self.cursor.fetchone()[0].encode() if self.parts >= 0 else b""
+
+    def close(self) -> None:
+        self.cursor.close()
+
+
+def file_of_rows(request):
+    return FileResponse(RowsAsFile())
+
+
+def another_request(request):
+    """Serve a second request within this one, and tell of which view this one is afterwards."""
+    query()
+    Client().get("/plain/")
+    return HttpResponse(current_view())
+
+
 async def unsafe(request):
     query()
     return HttpResponse(b"unsafe")
@@ -165,10 +253,22 @@ async def waits(request):
     return HttpResponse(b"waits")
 
 
+handler404 = page_not_found
+handler500 = server_error
+
 urlpatterns = [
     path(f"{view.__name__}/", view, name=f"the-{view.__name__}")
     for view in (
         plain,
+        afails,
+        to_thread,
+        run_in_executor,
+        not_sensitive,
+        leaves_work,
+        file_of_rows,
+        another_request,
+        large,
+        alarge,
         nothing,
         fails,
         raw_begin,
