@@ -91,8 +91,8 @@ def named_in(file: str) -> set[str]:
 # time.
 HASTY = """
 import gc
-import conn_guard.pytest_plugin
-conn_guard.pytest_plugin.GRACE_S = 0.1
+import conn_guard.pytest_watch
+conn_guard.pytest_watch.GRACE_S = 0.1
 gc.disable()
 """
 
@@ -271,7 +271,7 @@ def test_it_imports_pytest_alone_until_it_is_used(pytester, monkeypatch):
     pytester.makepyfile("""
         import sys
 
-        import conn_guard.pytest_plugin
+        import conn_guard.pytest_watch
 
         def test_it():
             loaded = {name.partition(".")[0] for name in sys.modules}

@@ -76,3 +76,14 @@ def test_the_wheel_beside_psycopg2_leaves_django_on_psycopg2(built, run, fresh_p
     (wheel,) = built.glob("*.whl")
     host = fresh_python(wheel, "psycopg2-binary")
     assert run(host, "-I", "-c", SETTINGS) == "psycopg2 None"
+
+
+@pytest.mark.parametrize(
+    "old", [["pytest==6.2.5"], ["pytest==7.4.4", "pluggy==1.0.0"]], ids="".join
+)
+def test_a_pytest_too_old_for_the_plugin_runs_as_before(built, run, fresh_python, tmp_path, old):
+    (wheel,) = built.glob("*.whl")
+    host = fresh_python(wheel)
+    run(sys.executable, "-m", "pip", "--python", host, "install", "-q", *old)
+    (tmp_path / "test_one.py").write_text("def test_one():\n    assert True\n")
+    assert "1 passed" in run(host, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path)

@@ -1,0 +1,77 @@
+"""The hooks of the pytest plugin. They need pytest 7 or newer with pluggy 1.2 or newer."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from conn_guard.pytest_watch import Watch, report
+
+_WATCH = pytest.StashKey[Watch]()
+
+
+class LeakedConnectionWarning(pytest.PytestWarning):
+    """What ``--conn-guard=warn`` warns with."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("conn_guard").addoption(
+        "--conn-guard",
+        choices=("error", "warn"),
+        help=(
+            "Fail, or warn of, every test that leaves a database connection open in another thread,"
+            " or a session that nobody will use again."
+        ),
+    )
+
+
+@pytest.fixture
+def no_leaked_connections(request: pytest.FixtureRequest) -> None:
+    """Fail the test if it leaves a connection open in another thread, or a session that nobody will
+    use again.
+    """
+    # The watch began before the test's first fixture, and looks after the last one; this is for
+    # getfixturevalue().
+    if _WATCH not in request.config.stash:
+        request.config.stash[_WATCH] = Watch()
+    request.config.stash[_WATCH].fails = True
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+    wanted = "no_leaked_connections" in getattr(item, "fixturenames", ())
+    if wanted or item.config.option.conn_guard:
+        watch = item.config.stash[_WATCH] = Watch()
+        watch.fails = item.config.option.conn_guard == "error"
+    yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, Any, Any]:
+    watch = request.config.stash.get(_WATCH, None)
+    if watch is None or fixturedef.scope == "function":
+        return (yield)
+    # What a fixture of a wider scope opens outlives the test by design.
+    with watch.looking_away():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    watch = item.config.stash.get(_WATCH, None)
+    if watch is None:
+        return (yield)
+    try:
+        yield
+        if leaks := watch.leaks():
+            text = report(leaks)
+            if watch.fails:
+                pytest.fail(text, pytrace=False)
+            item.warn(LeakedConnectionWarning(text))
+    finally:
+        watch.end()
+        del item.config.stash[_WATCH]
