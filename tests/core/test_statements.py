@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from conn_guard.engine.statements import Leaves, read
 
@@ -31,6 +33,23 @@ from conn_guard.engine.statements import Leaves, read
         "SELECT 1; SET ROLE low",
         "  -- why\n SET ROLE low",
         "/* why */ /* and\nwhy */ LISTEN jobs",
+        "SET/**/ROLE low",
+        "SET/* /* nested */ */ROLE low",
+        "SELECT ';' ; SET ROLE low",
+        r"SELECT E'it\'s'; SET ROLE low",
+        "SELECT $q$ ' $q$; SET ROLE low",
+        'SELECT 1 AS "--"; SET ROLE low',
+        "DO $$ BEGIN SET ROLE low; END $$",
+        "DO LANGUAGE plpgsql $x$ BEGIN EXECUTE 'SET ' || 'ROLE low'; END $x$",
+        "CALL become_low()",
+        "LOAD 'auto_explain'",
+        "EXPLAIN ANALYZE CREATE TEMP TABLE t AS SELECT 1",
+        # Where it is not sure that a quote ends the text, it is taken to make state.
+        "SELECT 'never closed",
+        "SELECT $$ never closed",
+        "SELECT 1 /* never closed",
+        r"SELECT '\'",
+        r'SELECT U&"\0073et_tenant"(1)',
     ],
 )
 def test_a_statement_that_makes_state(sql):
@@ -46,6 +65,11 @@ def test_a_statement_that_makes_state(sql):
         "SELECT set_config(%s, %s, false)",
         "SELECT SET_CONFIG ( 'app.tenant', '5', %s)",
         "SET SESSION AUTHORIZATION low",
+        "SET/**/app/**/./**/tenant = 5",
+        "SELECT set_config('app.tenant', 'a, true)', false)",
+        "SELECT set_config('a', 'b', true), set_config('app.tenant', 'b', false)",
+        "SELECT set_config/**/('app.tenant', 'b', (SELECT false))",
+        "SELECT \"set_config\"('app.tenant', '5', false)",
     ],
 )
 def test_a_statement_that_makes_state_of_which_the_server_tells_nothing(sql):
@@ -84,6 +108,107 @@ def test_a_statement_that_leaves_nothing(sql):
     assert read(sql) is Leaves.NOTHING
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT set_tenant(5)",
+        "SELECT app.set_tenant (5)",
+        "SELECT app.lower('a')",
+        'SELECT "set_tenant"(5)',
+        "SELECT set_tenant/**/(5)",
+        "WITH low AS (SELECT become_low()) SELECT 1",
+        "SELECT 1 FROM t JOIN u ON set_tenant(5)",
+        "EXPLAIN ANALYZE SELECT set_tenant(5)",
+        "INSERT INTO t VALUES (set_tenant(5))",
+    ],
+)
+def test_a_function_that_is_not_known_may_change_the_session(sql):
+    assert read(sql) is Leaves.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        'SELECT COUNT("a"."id") FILTER (WHERE ("a"."n" IN (%s, %s))) AS "__count" FROM "a"',
+        'INSERT INTO "a" ("id", "name") VALUES (%s, %s) RETURNING "a"."id"',
+        'INSERT INTO "a" ("id") SELECT * FROM UNNEST((%s)::integer[]) ON CONFLICT("id") DO NOTHING',
+        'SELECT CAST("a"."n" AS numeric(10, 2)), "a"."n"::varchar(5) FROM "a"',
+        'UPDATE "a" SET "n" = CASE WHEN ("a"."id" = %s) THEN 1 ELSE NULL END WHERE "a"."id" IN (1)',
+        'SELECT EXTRACT(YEAR FROM "a"."at" AT TIME ZONE %s), COALESCE(UPPER("a"."b"), %s) FROM "a"',
+        'SELECT (1) AS "a" FROM "t" WHERE EXISTS(SELECT 1 FROM "u" WHERE "u"."id" = ("t"."id"))',
+        'SELECT ROW_NUMBER() OVER (PARTITION BY "a"."n" ORDER BY "a"."id") FROM "a"',
+        'CREATE TABLE "a" ("id" bigint NOT NULL PRIMARY KEY, "name" varchar(20) NOT NULL)',
+        "SELECT 'SET ROLE low; set_tenant(5)', $$ LISTEN jobs; $$ -- CALL it()",
+    ],
+)
+def test_the_statements_of_the_orm_leave_nothing(sql):
+    assert read(sql) is Leaves.NOTHING
+
+
+# Statements that hide state
+
+SPACE = st.lists(
+    st.sampled_from(
+        [" ", "\n", "\t", "/**/", "/* ' */", "/* /* $$ */ */", "-- ' $$\n", "--;\n", '-- "\n']
+    ),
+    min_size=1,
+    max_size=3,
+).map("".join)
+BEFORE = st.lists(
+    st.sampled_from(
+        [
+            "SELECT 1;",
+            "SELECT ''';';",
+            "SELECT $a$ ' $a$;",
+            r"SELECT E'\'';",
+            """SELECT 1 AS "';--";""",
+            ";",
+        ]
+    ),
+    max_size=3,
+).map("".join)
+WORDS = st.sampled_from(
+    [
+        ["SET", "ROLE", "low"],
+        ["SET", "SESSION", "AUTHORIZATION", "low"],
+        ["SET", "search_path", "=", "tenant"],
+        ["SET", "app.tenant", "TO", "'5'"],
+        ["SELECT", "set_config", "(", "'app.tenant',", "'a, true)',", "false", ")"],
+        ["SELECT", "set_tenant", "(", "5", ")"],
+        ["DO", "$$", "BEGIN", "PERFORM", "set_tenant(5);", "END", "$$"],
+        ["CALL", "set_tenant(", ")"],
+        ["LOAD", "'library'"],
+        ["LISTEN", "jobs"],
+        ["CREATE", "TEMP", "TABLE", "t", "(n", "int)"],
+        ["SELECT", "1", "INTO", "TEMP", "t"],
+        ["SELECT", "pg_advisory_lock", "(1)"],
+        ["PREPARE", "p", "AS", "SELECT", "1"],
+    ]
+)
+
+
+@st.composite
+def hidden(draw):
+    """Return a text that makes state, with comments and other statements around its words."""
+    words = draw(WORDS)
+    text = words[0]
+    for word in words[1:]:
+        text += draw(SPACE) + word
+    change_case = draw(st.sampled_from([str, str.lower, str.upper, str.swapcase]))
+    return draw(BEFORE) + draw(SPACE) + change_case(text) + draw(SPACE)
+
+
+@given(hidden())
+@settings(max_examples=500, deadline=None)
+def test_no_comment_literal_or_statement_before_it_hides_state(sql):
+    assert read(sql) is not Leaves.NOTHING
+
+
+@given(st.text(alphabet="'\"$-/*;\\ eab()\n", max_size=30))
+def test_any_text_can_be_read(sql):
+    assert read(sql) in Leaves
+
+
 def test_a_script_is_taken_to_make_state():
     assert read("SELECT 1;" * 100) is Leaves.STATE
 
@@ -96,4 +221,5 @@ def test_a_long_text_is_read_in_no_time():
         read("INSERT INTO t VALUES " + "(' /* -- temp set_config(a, true) ', 1), " * 40_000)
         is Leaves.NOTHING
     )
-    assert read("INSERT INTO t VALUES " + "(' ; /* ', 1), " * 40_000) is Leaves.STATE
+    assert read("INSERT INTO t VALUES " + "(' ; /* ', 1), " * 40_000) is Leaves.NOTHING
+    assert read("INSERT INTO t VALUES " + "(f(1), '\\" * 40_000) is not Leaves.NOTHING

@@ -414,9 +414,16 @@ def test_asgi_a_transaction_that_a_task_leaves_after_the_response_ends_with_the_
 def test_asgi_what_an_executors_thread_opens_after_the_response_ends_with_its_call(
     url_alias, observer, monkeypatch
 ):
-    assert after_the_response(
-        url_alias, observer, monkeypatch, urls.query, thread_sensitive=False
-    ) == (set(), True)
+    query = sync_to_async(urls.query, thread_sensitive=False)
+
+    async def main():
+        monkeypatch.setattr(urls, "AFTER_THE_RESPONSE", [query])
+        monkeypatch.setattr(urls, "LATER", [])
+        await asgi("/starts_a_task/")
+        await urls.LATER.pop(0)
+        return await asyncio.to_thread(observer.settled, url_alias, 0)
+
+    assert asyncio.run(main())
 
 
 def test_asgi_a_task_that_reopens_after_the_response_gathers_no_owners(
@@ -439,11 +446,11 @@ def test_asgi_a_task_that_ends_within_the_request_leaves_it_its_session(url_alia
     assert observer.settled(url_alias, 0)
 
 
-def after_the_response(alias, observer, monkeypatch, query, *, thread_sensitive=True):
+def after_the_response(alias, observer, monkeypatch, query):
     """Query twice in a task that outlives its request; return the states of its sessions, and
     whether they end with it.
     """
-    query = sync_to_async(query, thread_sensitive=thread_sensitive)
+    query = sync_to_async(query)
 
     async def main():
         over, asked, ends = asyncio.Event(), asyncio.Event(), asyncio.Event()

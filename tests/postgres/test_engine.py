@@ -28,7 +28,7 @@ from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
 from django.http import HttpResponse
-from django.test import RequestFactory
+from django.test import RequestFactory, override_settings
 from django.urls import path
 
 from conn_guard import pin
@@ -219,19 +219,6 @@ def test_state_that_every_connect_makes_is_no_reason(guarded):
     connection_created.disconnect(receive)
 
 
-def test_state_made_out_of_sight_is_lost_unless_it_is_pinned(guarded):
-    """A limit, and documented as one."""
-    out_of_sight = "DO $$ BEGIN EXECUTE 'SET statement_time' || 'out = 50000'; END $$"
-    guarded.query(out_of_sight)
-    guarded.end_sessions()
-    assert guarded.query("SHOW statement_timeout") != [("50s",)]
-    with pin(guarded.name):
-        guarded.query(out_of_sight)
-        guarded.end_sessions()
-        with pytest.raises(BROKEN):
-            guarded.query("SHOW statement_timeout")
-
-
 def test_a_pinned_connection_is_missed_by_the_caller(guarded):
     with pin(guarded.name):
         guarded.pid()
@@ -369,11 +356,39 @@ def test_the_end_of_a_request_does_not_connect(alias):
     assert alias.wrapper.connection is None
 
 
-def test_the_end_of_a_request_closes_a_raw_transaction(guarded):
-    guarded.query("BEGIN")
-    guarded.wrapper.close_if_unusable_or_obsolete()
+def test_the_end_of_a_request_closes_a_raw_transaction_and_tells(guarded, worker, caplog):
+    def begin(request):
+        guarded.query("BEGIN")
+        return HttpResponse()
+
+    assert worker(serve, begin) == 200
     assert guarded.becomes(0)
-    guarded.wrapper.close_if_unusable_or_obsolete()
+    assert [(record.name, record.levelname) for record in caplog.records] == [
+        ("conn_guard.engine", "WARNING")
+    ]
+    assert repr(guarded.name) in caplog.messages[0]
+
+
+def test_the_test_client_leaves_a_raw_transaction_to_its_test(guarded, client, settings):
+    settings.ROOT_URLCONF = type(
+        "urls", (), {"urlpatterns": [path("", lambda request: HttpResponse())]}
+    )
+    guarded.query("BEGIN")
+    client.get("/")
+    assert [state for _, state, _ in guarded.sessions()] == ["idle in transaction"]
+    guarded.query("ROLLBACK")
+
+
+def serve(view):
+    """Serve one request with *view*, as a WSGI server does, and return its status."""
+    with override_settings(
+        ALLOWED_HOSTS=["*"],
+        MIDDLEWARE=[],
+        ROOT_URLCONF=type("urls", (), {"urlpatterns": [path("", view)]}),
+    ):
+        response = WSGIHandler()(RequestFactory().get("/").environ, lambda *args: None)
+        response.close()
+        return response.status_code
 
 
 def test_the_end_of_a_request_keeps_what_is_persistent(guarded):

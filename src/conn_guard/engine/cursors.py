@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from django.db.backends.postgresql.base import CursorDebugWrapper
 from django.db.backends.utils import CursorWrapper
 
-from conn_guard.engine.statements import KEPT_CHARACTERS, Leaves, remember
-
 if TYPE_CHECKING:
     from conn_guard.engine.tenure import Tenure
     from conn_guard.engine.wrapper import Guarded
@@ -22,7 +20,10 @@ class _Watched(CursorWrapper):
 
     db: Guarded
 
-    tenure: Tenure | None = None
+    # Here, because a debugging tool may make one more of the same class around the same cursor.
+    def __init__(self, cursor: Any, db: Guarded) -> None:
+        super().__init__(cursor, db)
+        self.tenure: Tenure | None = db.tenure
 
     # In one piece, because every query pays for it.
     def execute(self, sql: Any, params: Any = None) -> Any:
@@ -31,19 +32,13 @@ class _Watched(CursorWrapper):
             return super().execute(sql, params)
         if self.db.errors_occurred or monotonic() - tenure.used_at > tenure.brisk_s:
             tenure = self._look_again(tenure)
-        if (
-            type(sql) is not str
-            or len(sql) > KEPT_CHARACTERS
-            or remember(sql) is not Leaves.NOTHING
-        ):
-            tenure.runs(sql)
         try:
             return super().execute(sql, params)
         finally:
             tenure.used_at = monotonic()
 
     def executemany(self, sql: Any, param_list: Any) -> Any:
-        tenure = self._about_to_run(sql)
+        tenure = self._about_to_run()
         try:
             return super().executemany(sql, param_list)
         finally:
@@ -51,15 +46,18 @@ class _Watched(CursorWrapper):
                 tenure.used_at = monotonic()
 
     def callproc(self, procname: Any, params: Any = None, kparams: Any = None) -> Any:
-        self._about_to_run(f"{procname}(")
+        self._about_to_run()
         return super().callproc(procname, params, kparams)
 
-    def _about_to_run(self, sql: Any) -> Tenure | None:
-        tenure = self.tenure
-        if tenure is not None:
-            tenure = self._look_again(tenure)
-            tenure.runs(sql)
-        return tenure
+    def _execute(self, sql: Any, params: Any, *context: Any) -> Any:
+        # After the application's wrappers, which may change the text. Django's own server-side
+        # cursors are no cursors of the driver's factory, which shows the statements of all others.
+        if self.tenure is not None and getattr(self.cursor, "name", None):
+            self.tenure.runs(sql)
+        return super()._execute(sql, params, *context)  # type: ignore[misc]
+
+    def _about_to_run(self) -> Tenure | None:
+        return None if self.tenure is None else self._look_again(self.tenure)
 
     def _look_again(self, tenure: Tenure) -> Tenure:
         """Move to the session that took the place of an ended one, so that a cursor may rest

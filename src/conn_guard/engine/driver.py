@@ -7,12 +7,16 @@ and that farewell waits in the socket until somebody reads it."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+from conn_guard.engine.statements import KEPT_CHARACTERS, Leaves, remember
 
 DriverError: type[Exception] = DatabaseWrapper.Database.Error
 
@@ -20,7 +24,68 @@ DriverError: type[Exception] = DatabaseWrapper.Database.Error
 _IDLE = 0
 _UNKNOWN = 4
 
+# What the server reports without being asked, as far as a client can change it. Whether a session
+# has other rights than its login role's, or another tenant's search_path, shows here.
+# Source: PostgreSQL documentation, ParameterStatus; search_path from 18 on.
+_REPORTED = (
+    "is_superuser",
+    "session_authorization",
+    "search_path",
+    "default_transaction_read_only",
+    "application_name",
+    "client_encoding",
+    "DateStyle",
+    "IntervalStyle",
+    "standard_conforming_strings",
+    "TimeZone",
+)
+
 _parents: list[object] = []
+_readers: dict[int, Callable[[Any], None]] = {}
+
+
+class _Read:
+    """Mixed into a driver's class of cursors: shows each statement to whoever reads for the
+    connection. Raw cursors and raw connections pass here as well.
+    """
+
+    connection: Any
+
+    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        # In one piece, because every query pays for it.
+        if (
+            type(query) is not str
+            or len(query) > KEPT_CHARACTERS
+            or remember(query) is not Leaves.NOTHING
+        ):
+            self._show(query)
+        return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+
+    def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        self._show(query)
+        return super().executemany(query, *args, **kwargs)  # type: ignore[misc]
+
+    def _show(self, query: Any) -> None:
+        reader = _readers.get(id(self.connection))
+        if reader is not None:
+            reader(query)
+
+
+@functools.cache
+def read(cursors: type) -> type:
+    """Return *cursors*, a driver's class of cursors, as a class whose statements are read."""
+    watched = type(cursors.__name__, (_Read, cursors), {})
+    for name in ("stream", "copy") if is_psycopg3 else ("callproc", "copy_expert"):
+        setattr(watched, name, _showing(watched, name))
+    return watched
+
+
+def _showing(watched: type, name: str) -> Callable[..., Any]:
+    def method(self: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
+        self._show(f"SELECT {query}()" if name == "callproc" else query)
+        return getattr(super(watched, self), name)(query, *args, **kwargs)
+
+    return method
 
 
 class Wire:
@@ -32,6 +97,42 @@ class Wire:
         # In no transaction when last looked at: what the driver of a dead session can't say any
         # more.
         self.was_at_rest = True
+        self.reported: list[str | None] = []
+        self.registered: object = None
+        self.has_other_settings = False
+        self.shows_statements = False
+
+    def show_statements_to(self, reader: Callable[[Any], None]) -> None:
+        """Let *reader* have every statement from now on, before it runs, until :meth:`release`."""
+        _readers[id(self.raw)] = reader
+
+    def connected(self) -> None:
+        """Note what a new connection is like."""
+        self.reported = self._reported()
+        self.registered = self._registered()
+        # OPTIONS may have any cursor_factory.
+        factory = self.raw.cursor_factory
+        self.shows_statements = isinstance(factory, type) and issubclass(factory, _Read)
+
+    def is_as_connected(self) -> bool:
+        """Return whether server and driver report the settings that they reported after connect."""
+        # A driver tells nothing of a closed connection: then the last answer before counts.
+        with contextlib.suppress(DriverError):
+            reported = self._reported()
+            if any(reported):
+                self.has_other_settings = reported != self.reported
+        return not self.has_other_settings
+
+    def has_own_adapters(self) -> bool:
+        """Return whether types were registered on this connection after it was made."""
+        return self._registered() != self.registered
+
+    def _reported(self) -> list[str | None]:
+        info = self.raw.info
+        return [info.parameter_status(name) for name in _REPORTED]
+
+    def _registered(self) -> object:
+        raise NotImplementedError
 
     def is_dead(self) -> bool:
         """Return whether the driver knows already that the session has ended."""
@@ -58,6 +159,7 @@ class Wire:
         """Take back what was hung on the driver's connection, which a pool may hand to somebody
         else.
         """
+        _readers.pop(id(self.raw), None)
 
     def give_back(self) -> None:
         """Close the connection, or return it to its pool."""
@@ -92,8 +194,20 @@ class _Psycopg3Wire(Wire):
         return super().is_at_rest()
 
     def release(self) -> None:
+        super().release()
         with contextlib.suppress(ValueError):
             self.raw.remove_notice_handler(self.notices.append)
+
+    def connected(self) -> None:
+        # A map that others were made from copies what it changes: so the copy stays as it is.
+        self.adapters = type(self.raw.adapters)(self.raw.adapters)
+        super().connected()
+
+    def has_own_adapters(self) -> bool:
+        return _registered_in(self.adapters) != self._registered()
+
+    def _registered(self) -> object:
+        return _registered_in(self.raw.adapters)
 
     def _status(self) -> int:
         return self.pgconn.transaction_status  # type: ignore[no-any-return]
@@ -112,6 +226,7 @@ class _Psycopg3Wire(Wire):
                 pgconn.notify_handler(notification)
         if not self.notices:
             return False
+        self.is_as_connected()
         # Nothing but its farewell makes a server say anything else to a session at rest. The end of
         # the stream may come a moment later, and until then the driver, and a pool with it, would
         # take the session for a living one.
@@ -119,12 +234,20 @@ class _Psycopg3Wire(Wire):
         return True
 
 
+def _registered_in(adapters: Any) -> object:
+    return adapters._dumpers, adapters._dumpers_by_oid, adapters._loaders, adapters.types._registry
+
+
 class _Psycopg2Wire(Wire):
+    def _registered(self) -> object:
+        return dict(self.raw.string_types), dict(self.raw.binary_types)
+
     def _status(self) -> int:
         return _UNKNOWN if self.raw.closed else self.raw.get_transaction_status()
 
     def _said_farewell(self) -> bool:
         raw = self.raw
+        self.is_as_connected()
         notices = _last(raw.notices)
         try:
             raw.poll()

@@ -67,14 +67,15 @@ class Tenure:
 
     def runs(self, sql: object) -> None:
         """Note what a statement is about to leave behind in the session."""
-        left = read(sql if isinstance(sql, str) else self._text(sql))
-        self.made_state = self.made_state or left in (Leaves.STATE, Leaves.UNASKABLE_STATE)
+        left = self._read(sql)
+        self.made_state = self.made_state or left not in (Leaves.NOTHING, Leaves.TRANSACTION)
         self.unaskable = self.unaskable or left is Leaves.UNASKABLE_STATE
-        if left is not Leaves.NOTHING:
+        if left not in (Leaves.NOTHING, Leaves.UNKNOWN):
             self.brisk_s = min(self.brisk_s, 0.0)
 
     def connected(self, **settings: Any) -> None:
         """Note what a new session holds, and would hold again if another one took its place."""
+        self.wire.connected()
         self.at_connect = postgres.held_after_connect(**settings)
         if self.made_state and self.idle_for_s < math.inf and self.raw.autocommit:
             # A receiver of connection_created made it, and only the server can tell what it is.
@@ -143,7 +144,10 @@ class Tenure:
         if self.opener is not None and self.opener.reported:
             keeper.later(self.opener.report_closed)
 
-    def _text(self, sql: Any) -> str:
+    def _read(self, sql: Any) -> Leaves:
+        if isinstance(sql, str):
+            return read(sql)
         if isinstance(sql, (bytes, bytearray)):
-            return sql.decode(errors="replace")
-        return str(sql.as_string(self.raw)) if hasattr(sql, "as_string") else str(sql)
+            return read(sql.decode(errors="replace"))
+        # Whatever else a driver takes, such as a template string, tells nobody its text.
+        return read(sql.as_string(self.raw)) if hasattr(sql, "as_string") else Leaves.STATE

@@ -7,6 +7,7 @@ lock."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import threading
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 else:
     _Base = object
+
+logger = logging.getLogger("conn_guard.engine")
 
 # Seconds for which "auto" keeps an unused connection that CONN_MAX_AGE does not keep at all.
 _AUTO_IDLE_S = 60.0
@@ -90,6 +93,8 @@ class Guarded(_Base):
                 connections.current_view() if settings.stamp_origin == "view" and not lasts else ""
             )
             params["application_name"] = origins.stamp(name, os.getpid(), view)
+        if isinstance(params["cursor_factory"], type):
+            params["cursor_factory"] = driver.read(params["cursor_factory"])
         return params
 
     @property
@@ -140,6 +145,12 @@ class Guarded(_Base):
                 # is as good.
                 if not died or attempt == _ATTEMPTS:
                     raise
+
+    def init_connection_state(self) -> None:
+        super().init_connection_state()
+        # What Django itself sets up belongs to every connection.
+        if self.tenure is not None:
+            self.tenure.wire.show_statements_to(self.tenure.runs)
 
     def _connected(self) -> None:
         tenure = self.tenure
@@ -201,6 +212,10 @@ class Guarded(_Base):
             or tenure.made_state
             or self.conn_guard_pins
             or self.autocommit != self.settings_dict["AUTOCOMMIT"]
+            or not conf.current().engine_replace.get(self.alias, True)
+            or not tenure.wire.shows_statements
+            or not tenure.wire.is_as_connected()
+            or tenure.wire.has_own_adapters()
         ):
             return False
         tenure.replaced = True
@@ -231,14 +246,10 @@ class Guarded(_Base):
             return cursor
 
     def make_cursor(self, cursor: Any) -> CursorWrapper:
-        watched = Cursor(cursor, self)
-        watched.tenure = self.tenure
-        return watched
+        return Cursor(cursor, self)
 
     def make_debug_cursor(self, cursor: Any) -> CursorDebugWrapper:
-        watched = DebugCursor(cursor, self)
-        watched.tenure = self.tenure
-        return watched
+        return DebugCursor(cursor, self)
 
     def validate_thread_sharing(self) -> None:
         # Django asks a lock first whether the wrapper is lent, which takes longer and which no
@@ -278,11 +289,6 @@ class Guarded(_Base):
             if self.tenure is not None and self.tenure.pid != os.getpid():
                 self.leave_to_parent()
             if self.connection is None or self.replace_if_ended():
-                return
-            if not self.in_atomic_block and connections.in_transaction(self):
-                # Django drops a connection whose autocommit was not restored; a raw BEGIN is the
-                # same, seen by the driver.
-                self.close()
                 return
             super().close_if_unusable_or_obsolete()
 
@@ -330,9 +336,8 @@ class Guarded(_Base):
             ):
                 return again_at
             tenure.asked_about = tenure.used_at
-            if (self.conn_guard_pins or not shared) and tenure.holds_state(
-                pinned=bool(self.conn_guard_pins)
-            ):
+            pinned = bool(self.conn_guard_pins) or tenure.wire.has_own_adapters()
+            if (pinned or not shared) and tenure.holds_state(pinned=pinned):
                 return again_at
             connections.close_unused(self)
         finally:
@@ -380,7 +385,31 @@ def _revive(sender: Any, **kwargs: object) -> None:
             del django_connections[wrapper.alias]
 
 
+def _end_request(sender: Any, **kwargs: object) -> None:
+    """Receive ``request_finished``: end the transactions that the request left open by a raw BEGIN.
+
+    Django does so where autocommit was switched off. Not under the test client, which names no
+    sender; with the middleware there is nothing left to do.
+    """
+    if sender is None or connections.current_scope() is not None:
+        return
+    for wrapper in django_connections.all(initialized_only=True):
+        if (
+            isinstance(wrapper, Guarded)
+            and wrapper.connection is not None
+            and wrapper.settings_dict["AUTOCOMMIT"]
+            and not wrapper.in_atomic_block
+            and connections.in_transaction(wrapper)
+        ):
+            message = (
+                "A request left a transaction open on %r; it is rolled back with its connection."
+            )
+            logger.warning(message, wrapper.alias)
+            wrapper.close()
+
+
 # Django imports an engine when it makes its first wrapper, so the engine works without the app as
 # well.
 connections.watch()
 signals.request_started.connect(_revive, dispatch_uid="conn_guard.engine")
+signals.request_finished.connect(_end_request, dispatch_uid="conn_guard.engine")
