@@ -1,6 +1,4 @@
-"""The CONN_GUARD setting, read in one place: this room holds its typed form and the words for what
-is wrong with it.
-"""
+"""The CONN_GUARD setting: its typed form, and the words for wrong keys and values."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ AUTO: Literal["auto"] = "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What the project runs with, for the capacity check: counts, not seconds."""
+    """The numbers of processes, of threads in each, and of other connections of a deployment."""
 
     processes: int
     threads: int
@@ -35,13 +33,12 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """CONN_GUARD with every value checked and every default filled in; a duration is a
-    timedelta.
-    """
+    """CONN_GUARD with every value checked and every default filled in."""
 
     close: Literal["auto", "always", "never"] = "auto"
     close_with_owner: bool = True
     engine_idle_for: timedelta | Literal["auto"] | None = "auto"
+    engine_replace: Mapping[str, bool] = field(default_factory=dict)
     stamp_origin: Literal["pid", "view"] | Literal[False] = False
     report_held_for: timedelta | None = None
     reap_idle_for: timedelta = timedelta(minutes=10)
@@ -64,9 +61,7 @@ KEYS = tuple(each.name.upper() for each in fields(Settings))
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with CONN_GUARD: the number of its check, what is wrong, and what to type
-    instead.
-    """
+    """One wrong key or value of CONN_GUARD: the id of its check, the message and the hint."""
 
     id: Literal["E001", "E002", "E003"]
     message: str
@@ -74,9 +69,7 @@ class Problem:
 
 
 def parse(raw: object) -> tuple[Settings, list[Problem]]:
-    """Return the settings in *raw* and everything wrong with it; what is wrong keeps its
-    default.
-    """
+    """Return the settings in *raw* and its problems; a wrong value keeps its default."""
     if not isinstance(raw, Mapping):
         hint = 'Write CONN_GUARD = {} or a dict of its keys, such as {"CLOSE": "auto"}.'
         return Settings(), [Problem("E001", f"CONN_GUARD is {shown(raw)}, not a dict.", hint)]
@@ -101,9 +94,7 @@ def parse(raw: object) -> tuple[Settings, list[Problem]]:
 
 
 def current() -> Settings:
-    """Return the project's settings and never raise: what is wrong is logged once and keeps its
-    default.
-    """
+    """Return the project's settings; never raises, but logs each problem once."""
     settings, problems = _load()
     for problem in problems:
         if problem not in _logged:
@@ -113,9 +104,7 @@ def current() -> Settings:
 
 
 def require() -> Settings:
-    """Return the project's settings; raise ImproperlyConfigured in the words of the checks where
-    they are wrong.
-    """
+    """Return the project's settings, or raise ImproperlyConfigured in the words of the checks."""
     settings, problems = _load()
     if problems:
         raise ImproperlyConfigured(
@@ -125,13 +114,14 @@ def require() -> Settings:
 
 
 def problems() -> list[Problem]:
-    """Return what is wrong with the project's CONN_GUARD."""
+    """Return the problems of the project's CONN_GUARD."""
     return _load()[1]
 
 
 def parse_duration(text: str) -> timedelta:
-    """Return the duration that *text* names: ``90``, ``0.5s``, ``90s``, ``10m``, ``2h`` or ``1d``,
-    or raise ValueError.
+    """Return the duration in *text*: ``90``, ``0.5s``, ``90s``, ``10m``, ``2h`` or ``1d``.
+
+    A bare number is seconds. Raises ValueError, in one line, for any other text.
     """
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text, re.ASCII)
     if match is None:
@@ -159,7 +149,7 @@ def _load() -> tuple[Settings, list[Problem]]:
 
 
 def _raw() -> object:
-    # Each request asks, and Django takes long to say that a setting is absent: it raises.
+    # Each request asks, and Django is slow for an absent setting, because it raises.
     module: Any = django_settings._wrapped
     if type(module) is DjangoSettings and "CONN_GUARD" not in vars(module):
         return _ABSENT
@@ -250,6 +240,14 @@ def _pooler(value: object) -> Mapping[str, object]:
     )
 
 
+def _replace(value: object) -> Mapping[str, bool]:
+    if isinstance(value, Mapping) and all(
+        isinstance(alias, str) and isinstance(replace, bool) for alias, replace in value.items()
+    ):
+        return dict(value)
+    raise _WrongValueError("a dict of aliases to True or False", 'Write {"default": False}.')
+
+
 def _budget(value: object) -> Budget | None:
     if value is None:
         return None
@@ -271,6 +269,7 @@ _READERS: dict[object, Callable[[object], object]] = {
     "CLOSE": _choice("auto", "always", "never"),
     "CLOSE_WITH_OWNER": _boolean,
     "ENGINE_IDLE_FOR": _duration_or("auto", None),
+    "ENGINE_REPLACE": _replace,
     "STAMP_ORIGIN": _choice(False, "pid", "view"),  # noqa: FBT003
     "REPORT_HELD_FOR": _duration_or(None),
     "REAP_IDLE_FOR": _duration,
