@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from conn_guard.checks.facts import ServerFacts
 from conn_guard.checks.project import Alias
 from conn_guard.checks.registry import Found, Rule
-from conn_guard.conf import Budget
 from conn_guard.text import shown
+
+if TYPE_CHECKING:  # a process that asks no server needs no facts
+    from conn_guard.checks.facts import ServerFacts
+    from conn_guard.conf import Budget
 
 # The slots that an application without superuser can't take. Source: pg_settings of PostgreSQL 14
 # to 18, and of RDS.

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from conn_guard.checks.facts import NoAnswer, ServerFacts
 from conn_guard.checks.project import Alias
 from conn_guard.checks.registry import Found, Rule
 from conn_guard.text import shown
+
+if TYPE_CHECKING:  # a process that asks no server needs no facts
+    from conn_guard.checks.facts import NoAnswer, ServerFacts
 
 
 def server_idle_timeout(facts: ServerFacts) -> Iterator[Found]:
