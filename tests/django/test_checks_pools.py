@@ -208,6 +208,11 @@ def test_sqlite_takes_no_pool_not_even_none(engine):
     assert ids(alias(ENGINE=engine, OPTIONS={"pool": False})) == {"E115"}
 
 
+@pytest.mark.parametrize("engine", ["mssql", "django_db_geventpool.backends.postgresql_psycopg3"])
+def test_an_option_named_pool_of_another_engine_is_left_alone(engine):
+    assert ids(alias(ENGINE=engine, OPTIONS={"pool": True})) == set()
+
+
 def test_W116_pool_misplaced():
     assert (
         said("W116", alias(POOL_OPTIONS={"POOL_SIZE": 10}))
