@@ -1,13 +1,13 @@
-"""What the checks cost at a start, and what watching costs a request: this room holds the benchmark
-of the checks.
+"""Measure the cost of the static checks at a start, and of the watch at a request.
 
     python -m benchmarks.bench_checks
     python -m benchmarks.bench_checks --aliases 10 --rounds 200
 
-Three times are told: the first run in a process, which also imports the rules; the median of the
-later ones; and one ``request_started`` with its receivers, the watch's own among them and without
-it. No server is needed. Run it twice: the first run on a machine also compiles the modules, and
-does so every time where PYTHONDONTWRITEBYTECODE is set."""
+It prints three times: the first run in a process, which also imports the rules; the median of the
+later runs; and one ``request_started`` with and without the receiver of the watch. No server is
+needed. Run it twice: the first run on a machine also compiles the modules. Where
+PYTHONDONTWRITEBYTECODE is set, every run compiles them.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src")]
 
-# Every branch that reads much: OPTIONS, a pool, an address with several hosts, keys near to
-# Django's.
+# An alias that makes each rule read much: OPTIONS, several hosts, keys near to Django's.
 ALIAS = {
     "ENGINE": "django.db.backends.postgresql",
     "NAME": "app",
@@ -68,11 +67,15 @@ def main() -> None:
     django.setup()
     from django.core.signals import request_started
 
-    from conn_guard import checks
+    def static() -> list[object]:
+        from conn_guard.checks import rules
+        from conn_guard.checks.project import Project
 
-    first = timed(checks.run_static)
-    found = len(checks.run_static())
-    later = statistics.median(timed(checks.run_static) for _ in range(options.rounds))
+        return list(rules.static_messages(Project.current()))
+
+    first = timed(static)
+    found = len(static())
+    later = statistics.median(timed(static) for _ in range(options.rounds))
     print(
         f"static checks, {options.aliases} aliases, {found} findings, first run with imports:"
         f" {first * 1e3:.2f} ms"
@@ -86,7 +89,7 @@ def main() -> None:
         for _ in range(1000):
             request_started.send(object, environ={})
 
-    requests()  # the first of them reports
+    requests()  # the first request reports
     with_watch = statistics.median(timed(requests) for _ in range(options.rounds // 10))
     request_started.disconnect(dispatch_uid="conn_guard.checks.runtime")
     without = statistics.median(timed(requests) for _ in range(options.rounds // 10))
@@ -97,7 +100,7 @@ def main() -> None:
 
 
 def timed(function: Callable[[], object]) -> float:
-    """Return the processor seconds that *function* takes, which other programs disturb least."""
+    """Return the processor seconds of *function*, which other programs disturb least."""
     started = time.process_time()
     function()
     return time.process_time() - started

@@ -1,3 +1,1 @@
-"""Whole settings and what is to be said of them: this room holds a corpus of our own and the runner
-of any other.
-"""
+"""Whole settings, and the ids that the checks must find in them."""

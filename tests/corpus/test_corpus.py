@@ -1,6 +1,4 @@
-"""The corpus of our own, and any other of the same form: every id that a case deserves is given,
-and no other.
-"""
+"""Each case of a corpus gets every id that it deserves, and no other."""
 
 from __future__ import annotations
 
@@ -11,19 +9,17 @@ import re
 from contextlib import ExitStack
 from pathlib import Path
 
-import django
 import pytest
 from django.conf import global_settings
 from django.db import connections
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.utils import ConnectionHandler
 
-from conn_guard.checks.table import RULES
+from conn_guard.checks.rules import RULES
 from tests.corpus.cases import CASES, POSTGRES, SQLITE, Case
-from tests.django.test_checks import ids
+from tests.django.checks_project import CAN_POOL, ids
 
 OTHERS = Path(os.environ.get("CONN_GUARD_CORPUS", Path(__file__).parents[3] / "shared/corpus/open"))
-CAN_POOL = django.VERSION >= (5, 1) and is_psycopg3
 
 
 def asks_for_a_pool(settings) -> bool:
@@ -35,8 +31,8 @@ def asks_for_a_pool(settings) -> bool:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
 def test_a_case_deserves_its_ids_and_no_other(case: Case):
-    if asks_for_a_pool(case.settings) and django.VERSION < (5, 1):
-        pytest.skip("Django pools from 5.1 on")
+    if asks_for_a_pool(case.settings) and not CAN_POOL:
+        pytest.skip("Django pools from 5.1 on, with psycopg 3")
     assert ids(case.settings) == case.wanted
 
 
@@ -45,7 +41,7 @@ def test_every_static_id_has_a_case():
     assert wanted == {rule.id for rule in RULES.values() if rule.subject == "alias"} | {"W106"}
 
 
-# What Django makes of it: an Error is a project that can't query, and what is no Error can.
+# Django's own verdict: a project with an Error can't query, and one without can.
 
 REACHABLE = [
     case
@@ -53,8 +49,7 @@ REACHABLE = [
     if "default" in case.settings["DATABASES"]
     and case.default.get("ENGINE") in (POSTGRES, SQLITE)
     and "service" not in case.default.get("OPTIONS", {})
-    # Django 6.1 takes a check of the project's own: one of None fails no more, and still says
-    # nothing.
+    # Django 6.1 accepts a check of the project's own, so a check of None no longer fails.
     and case.default.get("OPTIONS", {}).get("pool") != {"min_size": 1, "check": None}
 ]
 
@@ -86,7 +81,7 @@ def test_an_error_is_what_django_cannot_connect_with(
             connection.close_pool()
 
 
-# A corpus of the same form that lies elsewhere: settings files with their labels in comments.
+# A corpus elsewhere: settings files with their labels in comments.
 
 
 def labels(text: str) -> dict[str, set[str]]:

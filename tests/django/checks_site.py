@@ -1,6 +1,4 @@
-"""A site for servers that are started beside the tests: this room holds its settings, its view and
-its applications.
-"""
+"""A site for servers that the tests start: its settings, its view and its applications."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ LOGGING = {
     },
 }
 
-# What a test wants to be different.
+# The settings that a test changes.
 _changes = json.loads(os.environ.get("CHECKS_SITE", "{}"))
 DATABASES["default"].update(_changes.pop("DEFAULT", {}))
 globals().update(_changes)
@@ -43,8 +41,7 @@ def query(request):
 
 
 def __getattr__(name):
-    # A handler is made when a server asks for its application, and not when Django reads these
-    # settings.
+    # A handler is made when a server asks for its application, not when Django reads the settings.
     if name == "urlpatterns":
         from django.urls import path
 

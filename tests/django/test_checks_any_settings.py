@@ -1,6 +1,4 @@
-"""Whatever the settings hold, the checks answer: without raising, on one line, and without a
-secret.
-"""
+"""The checks and settings that hold anything: no error, one line, no secret."""
 
 from __future__ import annotations
 
@@ -12,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conn_guard import checks
-from conn_guard.checks.table import RULES
-from tests.django.test_checks import GUARD, LEVELS, alias, ids, project
+from conn_guard.checks.rules import RULES
+from tests.django.checks_project import GUARD, LEVELS, alias, found, ids, project
 
 words = str.split
 
@@ -134,6 +131,9 @@ projects = st.fixed_dictionaries(
         "ASGI_APPLICATION": values,
         "WSGI_APPLICATION": values,
         "DEBUG": values,
+        "INSTALLED_APPS": values | st.just(["django_tenants", "shop"]),
+        "ORIGINAL_BACKEND": values | st.just("conn_guard.engine.postgresql"),
+        "SILENCED_SYSTEM_CHECKS": values,
         "CACHES": values,
         "SESSION_ENGINE": values,
     },
@@ -165,7 +165,7 @@ def test_a_number_that_python_refuses_to_print_is_told(number, caplog):
 
 
 class Hostile:
-    """An object that answers nothing that it is asked."""
+    """An object that refuses every question."""
 
     def _refuse(self, *args):
         raise RuntimeError("not for you")
@@ -178,12 +178,9 @@ class Hostile:
 
 @pytest.mark.parametrize("key", [*KEYS.elements, "ENGINE", "OPTIONS"])
 def test_an_object_that_answers_nothing_stops_no_command(key):
-    assert {message.level for message in checks.find(project(**alias(**{key: Hostile()})))} <= set(
-        LEVELS
-    )
+    assert {message.level for message in found(alias(**{key: Hostile()}))} <= set(LEVELS)
     assert {
-        message.level
-        for message in checks.find(project(**alias(OPTIONS={key: Hostile(), "pool": Hostile()})))
+        message.level for message in found(alias(OPTIONS={key: Hostile(), "pool": Hostile()}))
     } <= set(LEVELS)
 
 
@@ -191,10 +188,9 @@ def test_an_object_that_answers_nothing_stops_no_command(key):
     "name", ["DATABASES", "MIDDLEWARE", "CONN_GUARD", "DEBUG", "CONN_MAX_AGE", "ASGI_APPLICATION"]
 )
 def test_a_setting_that_answers_nothing_stops_no_command(name):
-    assert {
-        message.level
-        for message in checks.find(project(**{**alias(CONN_MAX_AGE=60), name: Hostile()}))
-    } <= set(LEVELS)
+    assert {message.level for message in found({**alias(CONN_MAX_AGE=60), name: Hostile()})} <= set(
+        LEVELS
+    )
 
 
 SECRET = "hunter2-swordfish"
@@ -250,15 +246,14 @@ CONNINFO = f"host=db password={SECRET}"
 )
 @pytest.mark.parametrize("others", [{}, {"ASGI_APPLICATION": "app", "DEBUG": True}])
 def test_no_message_holds_a_secret(values, others):
-    made = project(
-        **alias(**{"CONN_MAX_AGE": 60, **values}),
+    messages = found(
+        alias(**{"CONN_MAX_AGE": 60, **values}),
         CONN_MAX_AGE=URL,
         CONN_HEALTH_CHECKS=CONNINFO,
         **others,
     )
-    found = checks.find(made)
-    assert found
-    assert SECRET not in "".join(f"{message.msg} {message.hint}" for message in found)
+    assert messages
+    assert SECRET not in "".join(f"{message.msg} {message.hint}" for message in messages)
 
 
 def test_a_databases_that_is_a_url_is_not_shown():

@@ -1,6 +1,4 @@
-"""What a server process says: at its start, and once it shows what settings can't tell. Real
-servers, real sessions.
-"""
+"""The findings that a process reports: in a command, at a server's start, and while it serves."""
 
 from __future__ import annotations
 
@@ -21,6 +19,7 @@ import pytest
 from django.db import connections
 
 from conn_guard.checks import runtime
+from tests.django.checks_project import CAN_POOL
 from tests.polling import until
 from tests.programs import free_port, is_open
 
@@ -42,7 +41,7 @@ KEPT = {"CONN_MAX_AGE": 900}
 
 
 class Site:
-    """A running site: its address, and what it has said of the checks so far."""
+    """A running site: its port, and the findings that it has logged."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         self.process = process
@@ -61,9 +60,7 @@ class Site:
 
 @pytest.fixture
 def environment(django_db_setup) -> Callable[..., dict[str, str]]:
-    """Return a function that gives the environment of a site whose settings differ in what it is
-    given.
-    """
+    """Return a function that gives the environment of a site with changed settings."""
     default = connections["default"].settings_dict
     url = f"postgres://{default['USER']}:{default['PASSWORD']}@{default['HOST']}:{default['PORT']}/{default['NAME']}"
 
@@ -85,9 +82,7 @@ def environment(django_db_setup) -> Callable[..., dict[str, str]]:
 
 @pytest.fixture
 def serve(environment, tmp_path) -> Iterator[Callable[..., Site]]:
-    """Return a function that starts a server and gives the site once it answers on its port, or has
-    ended.
-    """
+    """Return a function that starts a server and gives its site when it answers or has ended."""
     started = []
 
     def start(command: list[str], **changes: object) -> Site:
@@ -116,9 +111,7 @@ def serve(environment, tmp_path) -> Iterator[Callable[..., Site]]:
 
 @pytest.fixture
 def run(environment, tmp_path) -> Callable[..., str]:
-    """Return a function that runs a program in a process of its own, and gives what it wrote to
-    stderr.
-    """
+    """Return a function that runs a program in a process of its own and gives its stderr."""
 
     def run(program: str, **changes: object) -> str:
         program = (
@@ -211,6 +204,51 @@ def test_what_a_command_has_printed_is_not_logged(serve):
     assert site.said() == []
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["check"], True),
+        (["check", "--deploy"], True),
+        (["migrate", "--check"], False),
+        (["showmigrations"], False),
+        (["test", "--keepdb", "no_such_package"], False),
+    ],
+    ids=str,
+)
+def test_I201_is_said_by_check_and_not_by_other_commands(environment, tmp_path, command, told):
+    done = subprocess.run(
+        [sys.executable, "-m", "django", *command],
+        env=environment(MIDDLEWARE=[], DEFAULT={"CONN_MAX_AGE": -1}),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "conn_guard.W103" in done.stderr
+    assert ("conn_guard.I201" in done.stderr) is told
+
+
+def test_I201_is_said_to_code_that_runs_the_checks_itself(run):
+    assert "I201" in run(
+        "import sys\n"
+        "from django.core.checks import run_checks\n"
+        "from django.core.management import call_command\n"
+        "assert 'conn_guard.I201' in [message.id for message in run_checks()]\n"
+        "call_command('check')\n",
+        MIDDLEWARE=[],
+    )
+
+
+@pytest.mark.parametrize("reload", [True, False], ids=["reload", "noreload"])
+def test_runserver_logs_I201_once_for_each_process_that_serves(serve, reload):
+    command = [word for word in RUNSERVER if not (reload and word == "--noreload")]
+    site = serve(command, DEFAULT=KEPT, MIDDLEWARE=[])
+    site.get(3)
+    assert site.log.read_text().count("conn_guard.W122") == 1
+    assert site.log.read_text().count("conn_guard.I201") == 1
+    assert site.said() == ["INFO conn_guard.I201"]
+
+
 def test_a_command_that_skips_its_checks_leaves_them_to_the_log(serve):
     site = serve([*RUNSERVER, "--skip-checks"], DEFAULT=KEPT)
     site.get(2)
@@ -267,8 +305,8 @@ def test_a_request_that_has_begun_is_not_stopped_by_an_error(run):
 
 def test_a_failing_check_fails_no_request(run):
     said = run(
-        "from conn_guard import checks\n"
-        "checks.run_static = lambda: 1 / 0\n"
+        "from conn_guard.checks import startup\n"
+        "startup._messages = lambda speak: 1 / 0\n"
         "from django.core.signals import request_started\n"
         "request_started.send(object, environ={})\n",
         MIDDLEWARE=[],
@@ -280,9 +318,7 @@ def test_a_failing_check_fails_no_request(run):
 
 
 def served(count: int, kind: str) -> str:
-    """A program that serves requests in this process, each in a thread that ends with it, or all in
-    one that lives on.
-    """
+    """Return a program that serves requests, each thread for one of them or for ten."""
     return (
         "from concurrent.futures import ThreadPoolExecutor\n"
         "from django.test import RequestFactory\n"
@@ -301,11 +337,11 @@ SETTINGS = {"DEFAULT": {"CONN_MAX_AGE": 900, "CONN_HEALTH_CHECKS": True}}
 
 def test_persistence_that_never_serves_twice_is_told_once(run):
     said = run(served(130, "dies"), **SETTINGS)
+    pool = ", and OPTIONS['pool'] if connections are to stay open" if CAN_POOL else ""
     assert said.splitlines() == [
         "WARNING conn_guard.W120: DATABASES['default']['CONN_MAX_AGE'] is 900, but 100 connections"
         " were opened for 100 requests: no later request finds a connection again. Write 0 for"
-        " CONN_MAX_AGE, and OPTIONS['pool'] if connections are to stay open. See"
-        " docs/reference/checks.md#w120."
+        f" CONN_MAX_AGE{pool}. See docs/reference/checks.md#w120."
     ]
 
 
@@ -341,7 +377,7 @@ def test_greenlets_are_told(serve):
 
 
 class Wrapper:
-    """What a Watch asks of a connection, for counts that no test should open sessions for."""
+    """The attributes of a connection that a Watch reads, for counts without so many sessions."""
 
     alias = "default"
     vendor = "sqlite"
@@ -350,7 +386,7 @@ class Wrapper:
 
 @pytest.fixture
 def watch(monkeypatch, caplog) -> Iterator[runtime.Watch]:
-    """A watch of its own, which speaks although a test is at work."""
+    """Return a watch that speaks although a test is at work."""
     monkeypatch.setattr(runtime, "is_test", lambda sender=None: False)
     caplog.set_level("DEBUG", logger="conn_guard.checks")
     return runtime.Watch()
@@ -400,13 +436,13 @@ def test_a_pool_is_its_own_reuse(watch, caplog, monkeypatch):
     }
     monkeypatch.setattr(Wrapper, "settings_dict", pooled)
     monkeypatch.setattr("django.VERSION", (6, 1))
-    monkeypatch.setattr("conn_guard.checks.project._is_importable", lambda name: True)
+    monkeypatch.setattr("conn_guard.checks.engines.is_importable", lambda name: True)
     serve_each(watch, connections=200, requests=200)
     assert caplog.text == ""
 
 
 def test_a_pooler_is_told_by_the_pid_that_it_made_up(run, pgbouncer):
-    # One pid in a thousand that it makes up looks like a process's: no test may be as rare as that.
+    # One made-up pid in a thousand looks like a process id, so one connection is not enough.
     query = (
         "from django.db import connection\nfor _ in range(4):\n    connection.ensure_connection()\n"
         "    connection.close()\n"
@@ -415,8 +451,8 @@ def test_a_pooler_is_told_by_the_pid_that_it_made_up(run, pgbouncer):
     address = pgbouncer("transaction").settings
     said = run((query + again) * 3, DEFAULT=address)
     assert (
-        "INFO conn_guard.I302: DATABASES['default'] goes through a pooler: the pid that came with"
-        " the log-in, " in said
+        "INFO conn_guard.I302: DATABASES['default'] goes through a pooler: the pid received at"
+        " login, " in said
     )
     assert run(query, DEFAULT=address).count("conn_guard.I302") <= 1
     assert run(query) == ""

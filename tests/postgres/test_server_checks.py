@@ -1,6 +1,4 @@
-"""The checks that ask the server, on a real one: one test an id, named by it, and the ways in which
-a server can't be seen.
-"""
+"""The checks that ask a real server, and servers that can't be asked."""
 
 from __future__ import annotations
 
@@ -9,28 +7,20 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
-import django
 import pytest
 from django.core.checks import run_checks
 from django.core.management import call_command
 from django.db import connections
-from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
 from conn_guard import checks
-from conn_guard.checks import server
-from tests.django.test_checks import LEVELS
+from conn_guard.checks import facts
+from tests.django.checks_project import LEVELS, pools
 from tests.programs import free_port
-
-pools = pytest.mark.skipif(
-    django.VERSION < (5, 1) or not is_psycopg3, reason="Django pools from 5.1 on, with psycopg 3"
-)
 
 
 @pytest.fixture
 def make_role(session_factory) -> Iterator[Callable[..., str]]:
-    """Return a function that makes a role that may log in, with these words of CREATE ROLE and
-    these settings.
-    """
+    """Return a function that makes a role with LOGIN, these words and these settings."""
     execute = session_factory(application_name="test-roles").execute
     made = []
 
@@ -70,9 +60,7 @@ def make_alias(django_db_setup, django_db_blocker) -> Iterator[Callable[..., str
 
 
 def found(alias: str, *, deploy: bool = False) -> dict[str, str]:
-    """Return what the checks of the server say of *alias*: ids and texts, each at the level of its
-    id's letter.
-    """
+    """Return the findings of the server's checks about *alias*: the text of each id."""
     said = checks.session_checks(databases=[alias])
     if deploy:
         said += checks.deployment_checks(databases=[alias])
@@ -91,7 +79,7 @@ def test_W301_server_idle_timeout(make_role, make_alias):
     role = make_role(idle_session_timeout="30s")
     assert (
         found(make_alias(USER=role, CONN_MAX_AGE=60))["W301"]
-        == "The server of DATABASES['app'] ends sessions after 30 s at rest and"
+        == "The server of DATABASES['app'] ends a session that is idle for 30 s and"
         " DATABASES['app']['CONN_MAX_AGE'] is 60, without CONN_HEALTH_CHECKS. HINT: Write"
         " CONN_HEALTH_CHECKS = True."
     )
@@ -125,7 +113,7 @@ def test_I302_pooler_undeclared(make_alias, pgbouncer, settings, mode):
     said = found(alias)["I302"]
     assert said.startswith("DATABASES['app'] goes through a pooler: the driver was given the pid ")
     assert said.endswith(
-        """HINT: Say which mode: CONN_GUARD['POOLER'] = {'app': "session"} or "transaction"."""
+        """HINT: Declare its mode: CONN_GUARD['POOLER'] = {'app': "session"} or "transaction"."""
     )
     settings.CONN_GUARD = {"POOLER": {alias: mode}}
     assert "I302" not in found(alias)
@@ -135,14 +123,14 @@ def test_a_direct_connection_is_no_pooler(make_alias):
     assert "I302" not in found(make_alias())
 
 
-def test_a_server_that_is_away_is_an_info(make_alias):
+def test_I309_could_not_ask(make_alias):
     said = found(make_alias(PORT=free_port(), PASSWORD="hunter2-swordfish"), deploy=True)
-    assert set(said) == {"I302"}
+    assert set(said) == {"I309"}
     assert (
         "The server of DATABASES['app'] could not be asked, so nothing is known about it"
-        " (OperationalError: " in said["I302"]
+        " (OperationalError: " in said["I309"]
     )
-    assert said["I302"].endswith("HINT: Run manage.py check --database where the server answers.")
+    assert said["I309"].endswith("HINT: Run manage.py check --database where the server answers.")
 
 
 @pytest.mark.parametrize(
@@ -160,18 +148,16 @@ def test_a_server_that_is_away_is_an_info(make_alias):
 )
 def test_a_session_that_cannot_be_had_is_an_info_without_a_secret(make_alias, values):
     said = found(make_alias(**values), deploy=True)
-    assert set(said) == {"I302"}
-    assert "hunter2" not in said["I302"]
+    assert set(said) == {"I309"}
+    assert "hunter2" not in said["I309"]
 
 
 def test_an_answer_that_is_not_postgresqls_is_an_info(make_alias, monkeypatch):
-    from conn_guard import postgres
-
     alias = make_alias()
-    monkeypatch.setattr(postgres, "APPLICATION", "SELECT 1 WHERE false")
-    assert "LookupError: the server doesn't list the role" in found(alias)["I302"]
-    monkeypatch.setattr(postgres, "APPLICATION", "SELECT no_such_function()")
-    assert set(found(alias, deploy=True)) == {"I302"}
+    monkeypatch.setattr(facts, "FACTS", "SELECT 1 WHERE false")
+    assert "LookupError: the server doesn't list the role" in found(alias)["I309"]
+    monkeypatch.setattr(facts, "FACTS", "SELECT no_such_function()")
+    assert set(found(alias, deploy=True)) == {"I309"}
 
 
 # The sum
@@ -179,9 +165,7 @@ def test_an_answer_that_is_not_postgresqls_is_an_info(make_alias, monkeypatch):
 
 @pytest.fixture
 def limited(make_role, make_alias, settings) -> Callable[..., str]:
-    """Return a function that makes an alias of a role with 20 slots of its own and the budget of 2
-    processes and 8 threads.
-    """
+    """Return a function that sets a budget and makes an alias of a role with 20 slots."""
 
     def make(budget: dict[str, int], **values: object) -> str:
         settings.CONN_GUARD = {"BUDGET": budget}
@@ -286,8 +270,8 @@ def test_under_asgi_the_sum_says_that_it_is_no_bound(limited, settings, wsgi, wo
     settings.WSGI_APPLICATION = wsgi
     said = found(limited({"processes": 2, "threads": 9}), deploy=True)["W303"]
     assert (
-        f"\n    {words}threads bound nothing: every request that runs at once may hold a"
-        " connection; a pool would." in said
+        f"\n    {words}the number of threads is not a limit: every request that runs at once may"
+        " hold a connection; a pool would be a limit." in said
     )
 
 
@@ -348,11 +332,11 @@ def test_W308_reaps_healthy(make_alias, settings):
         " CONN_HEALTH_CHECKS = True, or take the engine conn_guard.engine.postgresql."
     )
     assert found(alias)["W308"] == text
-    message = server.reaping_message(alias)
+    message = checks.reaping_message(alias)
     assert message
     assert message.id == "conn_guard.W308"
     settings.SILENCED_SYSTEM_CHECKS = ["conn_guard.W308"]
-    assert server.reaping_message(alias) is None
+    assert checks.reaping_message(alias) is None
 
 
 @pytest.mark.parametrize(
@@ -368,7 +352,7 @@ def test_W308_reaps_healthy(make_alias, settings):
 )
 def test_a_reaper_that_meets_no_healthy_connection_is_fine(make_alias, settings, values):
     settings.CONN_GUARD = {"REAP_IDLE_FOR": timedelta(minutes=1)}
-    assert server.reaping_message(make_alias(**values)) is None
+    assert checks.reaping_message(make_alias(**values)) is None
 
 
 @pools
@@ -380,11 +364,11 @@ def test_a_pool_of_an_hour_outlives_the_reapers_default(make_alias):
 
 
 def test_nothing_is_asked_where_no_database_is_named(monkeypatch):
-    monkeypatch.setattr(server, "_look", lambda alias: pytest.fail("a check connected"))
+    monkeypatch.setattr(facts, "ask", lambda alias: pytest.fail("a check connected"))
     assert checks.session_checks() == []
     assert checks.deployment_checks() == []
     assert checks.session_checks(databases=None) == []
-    # What `manage.py check` does; from Django 6.1 on the static checks are given the aliases, too.
+    # As `manage.py check` does; from Django 6.1 on the static checks get the aliases too.
     run_checks()
     run_checks(include_deployment_checks=True)
 
@@ -404,7 +388,7 @@ def test_what_is_for_deployments_stays_out_of_migrate(limited, capsys):
 
 def test_other_engines_are_left_alone(make_alias, monkeypatch):
     assert found("lite", deploy=True) == {}
-    # An engine whose name tells nothing: only once it is loaded does it say whose it is.
+    # An engine whose name doesn't show its database, which only the loaded engine knows.
     from django.db.backends.sqlite3 import base
 
     monkeypatch.setitem(sys.modules, "acme.base", base)

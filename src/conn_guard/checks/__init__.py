@@ -1,22 +1,20 @@
-"""What manage.py check and a starting server say of connections: this room holds the doors to the
-checks.
-"""
+"""The doors to the system checks, for Django's check framework, the app and the commands."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.core import checks
 from django.core.checks import CheckMessage, Tags
 
 if TYPE_CHECKING:
-    from conn_guard.checks.project import Project
+    from conn_guard.checks.project import Alias
+
+# Each door imports the rules when it is used: a process that runs no check does not need them.
 
 logger = logging.getLogger("conn_guard.checks")
-
-_turns = {"startup"}
 
 
 def register() -> None:
@@ -28,9 +26,7 @@ def register() -> None:
 
 
 def watch() -> None:
-    """Let a server process report at its start and once it shows what settings can't tell. It never
-    raises.
-    """
+    """Let a server process report at its start and while it serves; never raises."""
     try:
         from conn_guard.checks import runtime, startup
 
@@ -40,60 +36,61 @@ def watch() -> None:
         logger.exception("This process is not watched.")
 
 
-def run_static() -> list[CheckMessage]:
-    """Return what the static checks find, less what SILENCED_SYSTEM_CHECKS names. Nothing is
-    connected to.
-    """
-    return [message for message in find() if not message.is_silenced()]
-
-
-def take_turn() -> bool:
-    """Return whether this process has yet to say what the static checks find; true for one caller
-    alone.
-    """
-    try:
-        _turns.remove("startup")
-    except KeyError:
-        return False
-    return True
-
-
 def static_checks(app_configs: Sequence[Any] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Return what every static rule finds; Django prints it and takes out what is silenced."""
-    _turns.discard("startup")
-    return find()
+    """Return the messages of the static rules; Django prints them, less what is silenced."""
+    from conn_guard.checks import startup
+
+    return startup.messages_for_command()
 
 
 def session_checks(
     app_configs: Sequence[Any] | None = None, databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """Return what the servers of *databases* say of the settings; nothing where that is None."""
-    from conn_guard.checks import server
+    """Return the messages about the sessions of *databases*; connects to each of them."""
+    from conn_guard.checks import facts, rules
 
-    return server.look_at_sessions(databases or ())
+    messages: list[CheckMessage] = []
+    for alias in _aliases(databases):
+        messages += rules.messages("reaping", alias)
+        answer = facts.ask(alias)
+        if isinstance(answer, facts.NoAnswer):
+            messages += rules.messages("no answer", answer)
+        elif answer is not None:
+            messages += rules.messages("session", answer)
+    return messages
 
 
 def deployment_checks(
     app_configs: Sequence[Any] | None = None, databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """Return what the servers of *databases* say of the deployment; nothing where that is None."""
-    from conn_guard.checks import server
+    """Return the messages about limits and roles of *databases*; connects to each of them.
 
-    return server.look_at_deployment(databases or ())
+    A server that can't be asked is left to the session checks, which run in the same command.
+    """
+    from conn_guard.checks import facts, rules
+
+    answers = [facts.ask(alias) for alias in _aliases(databases)]
+    known = tuple(each for each in answers if isinstance(each, facts.ServerFacts))
+    messages = list(rules.messages("capacity", known))
+    for each in known:
+        messages += rules.messages("deployment", each)
+    return messages
 
 
-def find(project: Project | None = None) -> list[CheckMessage]:
-    """Return what every static rule finds in *project*, the running one by default."""
-    # Imported when they are run: the table isn't needed by a process that runs no check.
-    from conn_guard.checks import settings  # noqa: F401 - it fills the table
+def reaping_message(alias_name: str) -> CheckMessage | None:
+    """Return W308 about an alias unless it is silenced; idle_reaper prints it on stderr."""
+    from conn_guard.checks import rules
+
+    for alias in _aliases([alias_name]):
+        for message in rules.RULES["W308"].messages(alias):
+            if not message.is_silenced():
+                return message
+    return None
+
+
+def _aliases(databases: Sequence[str] | None) -> Iterator[Alias]:
     from conn_guard.checks.project import Project
-    from conn_guard.checks.table import RULES
 
-    project = project or Project.current()
-    subjects: dict[str, Sequence[object]] = {"project": [project], "alias": project.aliases}
-    return [
-        message
-        for rule in RULES.values()
-        for subject in subjects.get(rule.subject, ())
-        for message in rule.messages(subject)
-    ]
+    for alias in Project.current().aliases if databases else ():
+        if alias.engine.may_be_postgres and alias.name in (databases or ()):
+            yield alias

@@ -1,4 +1,4 @@
-"""``python -m conn_guard.checks`` prints the reference page: this room holds that command."""
+"""``python -m conn_guard.checks`` prints the reference page."""
 
 import sys
 

@@ -1,46 +1,26 @@
-"""The settings as the rules read them, by value: this room holds the project and its aliases."""
+"""The settings as the rules read them, by value: the project and its aliases."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from numbers import Real
 from typing import Any, Literal
 
-import django
 from django.conf import settings as django_settings
 
 from conn_guard import conf
+from conn_guard.checks import engines
+from conn_guard.checks.engines import Engine
 from conn_guard.text import shown
 
 YEAR_SECONDS = 365 * 24 * 60 * 60
-DUMMY = "django.db.backends.dummy"
-STOCK_PREFIXES = ("django.db.backends.", "django.contrib.gis.db.backends.", "conn_guard.engine.")
-STOCK_POSTGRES = frozenset(
-    {
-        "django.db.backends.postgresql",
-        "django.db.backends.postgresql_psycopg2",
-        "django.contrib.gis.db.backends.postgis",
-        "conn_guard.engine.postgresql",
-        "conn_guard.engine.postgis",
-    }
-)
-# What an engine's import string tells. A subclass of Django's engine nearly always keeps a word of
-# it, and the word is all that may be known: an engine is never imported, because GIS, tenants and
-# metrics may not load where checks run.
-_POSTGRES_WORDS = re.compile(
-    r"postg|psycopg|psql|pgsql|timescale|tenant|cockroach|redshift|yugabyte|citus"
-)
-_OTHER_WORDS = re.compile(
-    r"mysql|mariadb|tidb|oracle|mssql|sql_?server|pyodbc|snowflake|bigquery|spanner|mongo|clickhouse|firebird|db2|ldap|"
-    r"salesforce|cassandra"
-)
-_FILE_WORDS = re.compile(r"sqlite|spatialite")
-_POOL_WORDS = re.compile(r"geventpool|postgrespool|conn_pool|connection_pool")
+TENANTS = ("django_tenants", "tenant_schemas")
+KEYS = ("CONN_MAX_AGE", "CONN_HEALTH_CHECKS", "DISABLE_SERVER_SIDE_CURSORS", "ATOMIC_REQUESTS")
+"""The keys of an alias that decide how Django treats its connections."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +35,22 @@ class Project:
         return cls(django_settings)
 
     def get(self, name: str, default: object = None) -> Any:
-        """Return the setting *name*, or *default* where it isn't there."""
+        """Return the setting *name*, or *default* where it is absent."""
         return getattr(self.settings, name, default)
 
     @cached_property
     def conn_guard(self) -> conf.Settings:
-        """CONN_GUARD, as far as it can be read."""
-        return conf.parse(self.get("CONN_GUARD", {}))[0]
+        """CONN_GUARD with a default for each value that is absent or wrong."""
+        return self._parsed[0]
+
+    @cached_property
+    def conn_guard_problems(self) -> list[conf.Problem]:
+        """Everything that is wrong with CONN_GUARD."""
+        return self._parsed[1]
+
+    @cached_property
+    def _parsed(self) -> tuple[conf.Settings, list[conf.Problem]]:
+        return conf.parse(self.get("CONN_GUARD", {}))
 
     @cached_property
     def aliases(self) -> tuple[Alias, ...]:
@@ -78,28 +67,38 @@ class Project:
     @cached_property
     def middleware(self) -> tuple[str, ...]:
         """The import strings in MIDDLEWARE."""
-        listed = self.get("MIDDLEWARE")
-        return (
-            tuple(each for each in listed if isinstance(each, str))
-            if isinstance(listed, (list, tuple))
-            else ()
-        )
+        return self._texts("MIDDLEWARE")
+
+    @cached_property
+    def tenants(self) -> str | None:
+        """The app that gives each tenant a schema, or None for a project without tenants."""
+        # A router of these apps is enough: an app may be installed under a config of the project.
+        listed = self._texts("INSTALLED_APPS") + self._texts("DATABASE_ROUTERS")
+        apps = (path.partition(".")[0] for path in listed)
+        return next((app for app in apps if app in TENANTS), None)
 
     @cached_property
     def served_by(self) -> Literal["ASGI", "either"] | None:
-        """What the settings tell of the server: ASGI alone, either, or nothing that speaks for
-        ASGI.
-        """
+        """ASGI where the settings name no other server, "either", or None without ASGI."""
         if not self.get("ASGI_APPLICATION"):
             return None
         return "either" if self.get("WSGI_APPLICATION") else "ASGI"
 
     @cached_property
-    def driver(self) -> Literal["psycopg", "psycopg2"] | None:
-        """The driver that Django takes: psycopg 3 wherever it can be imported."""
-        if _is_importable("psycopg"):
-            return "psycopg"
-        return "psycopg2" if _is_importable("psycopg2") else None
+    def driver(self) -> engines.Driver | None:
+        """The driver that Django takes."""
+        return engines.driver()
+
+    def silences(self, id: str) -> bool:  # noqa: A002
+        """Return whether SILENCED_SYSTEM_CHECKS names the check *id*."""
+        silenced = self.get("SILENCED_SYSTEM_CHECKS")
+        return isinstance(silenced, (list, tuple, set)) and f"conn_guard.{id}" in silenced
+
+    def _texts(self, name: str) -> tuple[str, ...]:
+        listed = self.get(name)
+        if not isinstance(listed, (list, tuple)):
+            return ()
+        return tuple(each for each in listed if isinstance(each, str))
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,8 @@ class Alias:
     """One alias of DATABASES.
 
     Django writes its defaults into DATABASES at the first use of a connection, so an absent key and
-    a key with the default value must read the same."""
+    a key with the default value must read the same.
+    """
 
     project: Project
     name: object
@@ -117,49 +117,25 @@ class Alias:
         return f"DATABASES[{shown(self.name)}]"
 
     @cached_property
-    def engine(self) -> str:
-        """ENGINE, or Django's word for none."""
-        engine = self.values.get("ENGINE")
-        return (
-            engine
-            if isinstance(engine, str) and engine not in ("", "django.db.backends.")
-            else DUMMY
-        )
+    def engine(self) -> Engine:
+        """ENGINE."""
+        return Engine.of(self.values.get("ENGINE"))
 
     @cached_property
-    def connects(self) -> bool:
-        """Whether anything is ever opened for this alias."""
-        return self.engine != DUMMY
+    def runs_our_engine(self) -> bool:
+        """Whether ENGINE is conn_guard's, or a tenants' engine that is built on conn_guard's.
+
+        Source: ORIGINAL_BACKEND in django_tenants.postgresql_backend.base.
+        """
+        if self.engine.has_tenants:
+            return Engine.of(self.project.get("ORIGINAL_BACKEND")).is_ours
+        return self.engine.is_ours
 
     @cached_property
-    def networked(self) -> bool:
-        """Whether a server stands at the other end."""
-        return self.connects and not _FILE_WORDS.search(self.engine.lower())
-
-    @cached_property
-    def is_stock(self) -> bool:
-        """Whether Django's own code, or ours on top of it, reads this alias."""
-        return self.engine.startswith(STOCK_PREFIXES)
-
-    @cached_property
-    def is_stock_postgres(self) -> bool:
-        """Whether Django's own PostgreSQL engine, or ours on top of it, reads OPTIONS."""
-        return self.engine in STOCK_POSTGRES
-
-    @cached_property
-    def is_postgres(self) -> bool:
-        """Whether the engine is PostgreSQL's by its name."""
-        return self.is_stock_postgres or bool(_POSTGRES_WORDS.search(self.engine.lower()))
-
-    @cached_property
-    def may_be_postgres(self) -> bool:
-        """Whether nothing in the engine's name speaks against PostgreSQL."""
-        return self.is_postgres or (self.networked and not _OTHER_WORDS.search(self.engine.lower()))
-
-    @cached_property
-    def looks_before_use(self) -> bool:
-        """Whether the engine replaces a session that the server ended, as ours does."""
-        return self.engine.startswith("conn_guard.engine.")
+    def replaces_ended_sessions(self) -> bool:
+        """Whether the engine opens a new session, unseen, for one that the server ended."""
+        replace = self.project.conn_guard.engine_replace
+        return self.runs_our_engine and replace.get(self.name, True)  # type: ignore[call-overload]
 
     @cached_property
     def age(self) -> object:
@@ -168,9 +144,8 @@ class Alias:
 
     @cached_property
     def persistent(self) -> bool:
-        """Whether a connection outlives its request. A nan makes it so: Django's comparison with it
-        is never true.
-        """
+        """Whether a connection outlives its request."""
+        # Django's comparison with a nan is never true, so the connection is never closed.
         return self.age is None or (isinstance(self.age, Real) and not self.age <= 0)
 
     @cached_property
@@ -185,7 +160,7 @@ class Alias:
 
     @cached_property
     def options(self) -> Mapping[object, object]:
-        """OPTIONS, empty where it isn't a dict."""
+        """OPTIONS, empty where it is not a dict."""
         options = self.values.get("OPTIONS")
         return options if isinstance(options, Mapping) else {}
 
@@ -195,41 +170,19 @@ class Alias:
         return self.options.get("pool")
 
     @cached_property
-    def pools(self) -> bool:
-        """Whether Django is asked for a pool and has one for this engine."""
-        return (
-            bool(self.pool)
-            and self.pool_unsupported is None
-            and (self.takes_pool or self.engine in _STOCK_ORACLE)
-        )
-
-    @cached_property
-    def takes_pool(self) -> bool:
-        """Whether OPTIONS["pool"] is for psycopg_pool: in Django's PostgreSQL engine and in what is
-        built on it.
-        """
-        return self.is_postgres and not _POOL_WORDS.search(self.engine.lower())
-
-    @cached_property
     def pool_unsupported(self) -> str | None:
-        """Why OPTIONS["pool"] fails here whatever its value, if it does."""
-        if self.engine in _STOCK_ORACLE:
-            return (
-                None
-                if django.VERSION >= (5, 2)
-                else f"Django {django.get_version()} has no pool for Oracle"
-            )
-        if self.engine in _STOCK_WITHOUT_POOL:
-            return "Django has no pool for this engine"
-        if not self.takes_pool:
-            return None
-        if django.VERSION < (5, 1):
-            return f"Django {django.get_version()} has no pool"
-        if self.project.driver == "psycopg2":
-            return "psycopg 2 has no pool"
-        if self.project.driver == "psycopg" and not _is_importable("psycopg_pool"):
-            return "psycopg_pool can't be imported"
-        return None
+        """Why OPTIONS["pool"] fails here whatever its value, or None."""
+        return self.engine.pool_unsupported(self.project.driver)
+
+    @cached_property
+    def can_pool(self) -> bool:
+        """Whether OPTIONS["pool"] would make a pool here."""
+        return self.engine.reads_pool and self.pool_unsupported is None
+
+    @cached_property
+    def pools(self) -> bool:
+        """Whether OPTIONS["pool"] makes a pool here."""
+        return bool(self.pool) and self.can_pool
 
     @cached_property
     def pool_options(self) -> Mapping[object, object]:
@@ -238,18 +191,16 @@ class Alias:
 
     @cached_property
     def pool_sizes(self) -> tuple[object, object]:
-        """The pool's min_size and max_size, as psycopg_pool fills them in."""
+        """The pool's min_size and max_size, with psycopg_pool's defaults."""
         least = self.pool_options.get("min_size", 4)
         most = self.pool_options.get("max_size")
         return least, least if most is None else most
 
     @cached_property
     def kept_seconds(self) -> float:
-        """For how long an unused connection may be kept: 0 for not at all, infinity for no limit.
-
-        A pool keeps its first min_size connections for max_lifetime, and only what goes beyond them
-        for max_idle."""
+        """The longest time that an unused connection is kept: 0 for none, infinity for no limit."""
         if self.pools:
+            # max_idle ends only the connections beyond the first min_size.
             key, default = ("max_lifetime", 3600.0) if self.pool_sizes[0] else ("max_idle", 600.0)
             kept = self.pool_options.get(key, default)
             return float(kept) if isinstance(kept, Real) else default
@@ -261,9 +212,7 @@ class Alias:
 
     @cached_property
     def startup_settings(self) -> Mapping[str, str]:
-        """What OPTIONS["options"] sets on the server: ``-c name=value`` and ``--name=value``, the
-        last one wins.
-        """
+        """The settings of the server in OPTIONS["options"]; the last value of a name wins."""
         text = self.options.get("options")
         if not isinstance(text, str):
             return {}
@@ -274,7 +223,7 @@ class Alias:
 
     @cached_property
     def addresses(self) -> tuple[tuple[str, str], ...]:
-        """Host and port of each server that may be tried; an empty port is libpq's own default."""
+        """Host and port of each server that libpq may try; an empty port is libpq's default."""
         hosts = _listed(
             self.values.get("HOST") or self.options.get("host") or self.options.get("hostaddr")
         )
@@ -285,63 +234,33 @@ class Alias:
 
     @cached_property
     def pooler(self) -> tuple[Literal["transaction", "session", "unknown"], str] | None:
-        """The mode of what stands between us and the server and how we know, or None where nothing
-        speaks for a pooler.
-        """
-        if not self.may_be_postgres:
+        """The mode of the pooler before the server and the evidence, or None for no pooler."""
+        if not self.engine.may_be_postgres:
             return None
         declared = self.project.conn_guard.pooler.get(self.name)  # type: ignore[call-overload]
         if declared:
             return declared, f"CONN_GUARD['POOLER'] says {declared!r}"
-        found = [pooler for host, port in self.addresses if (pooler := _pooler(host, port))]
-        return min(found, key=lambda pooler: pooler[0] != "transaction", default=None)
+        found = [each for host, port in self.addresses if (each := engines.pooler(host, port))]
+        return min(found, key=lambda each: each[0] != "transaction", default=None)
 
 
-_STOCK_WITHOUT_POOL = frozenset(
-    {
-        "django.db.backends.sqlite3",
-        "django.db.backends.mysql",
-        "django.contrib.gis.db.backends.spatialite",
-        "django.contrib.gis.db.backends.mysql",
-    }
-)
-_STOCK_ORACLE = frozenset({"django.db.backends.oracle", "django.contrib.gis.db.backends.oracle"})
-# Values may be quoted for the shell's sake; a space inside is written with a backslash.
+def is_key(key: object) -> bool:
+    """Return whether *key* is one of KEYS in any case, and so not an option of a driver."""
+    return isinstance(key, str) and key.upper() in KEYS
+
+
+# Both spellings of libpq: -c name=value and --name=value. A value may be quoted for the shell's
+# sake; a space in it is written with a backslash.
 _STARTUP = re.compile(
     r"""(?:^|(?<=\s))(?:-c\s*|--)(?P<name>[A-Za-z_][\w.-]*)=(?P<value>(?:\\.|[^\s\\])*)"""
 )
-_POOLER_NAME = re.compile(r"pgbouncer|pgcat|odyssey|pooler")
-
-
-def _pooler(host: str, port: str) -> tuple[Literal["transaction", "unknown"], str] | None:
-    """Return the mode of the pooler at this address, if its name or port tells that it is one."""
-    if host.endswith(".pooler.supabase.com"):
-        if port in ("", "5432"):
-            return None  # its session mode, which behaves as the server does
-        if port == "6543":
-            return "transaction", f"{shown(host)} at port 6543 is Supabase's transaction mode"
-    if "-pooler." in host and host.endswith(".neon.tech"):
-        return "transaction", f"{shown(host)} is Neon's pooler, in transaction mode"
-    if _POOLER_NAME.search(host):
-        return "unknown", f"the host is {shown(host)}"
-    return ("unknown", f"the port is {port}") if port in ("6432", "6543") else None
 
 
 def _listed(value: object) -> tuple[str, ...]:
-    """Return the hosts or ports in *value*: libpq takes several with commas; always at least one,
-    empty for the default.
-    """
+    """Return the hosts or ports in *value*, at least one; an empty text is libpq's default."""
     if isinstance(value, (list, tuple)):
         return tuple(part for each in value for part in _listed(each)) or ("",)
     # No port is larger, and Python refuses to print the largest numbers.
     is_port = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65536
     text = str(value) if is_port or isinstance(value, str) else ""
     return tuple(part.strip().lower().rstrip(".") for part in text.split(","))
-
-
-@cache
-def _is_importable(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ValueError:  # a stand-in without a spec lies in sys.modules
-        return True

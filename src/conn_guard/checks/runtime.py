@@ -1,9 +1,8 @@
-"""What only a serving process shows: this room holds the sayings on connections that are never used
-again and on poolers.
+"""Findings of a serving process: connections that are never used again, and undeclared poolers.
 
-Each is said once a process, on the logger ``conn_guard.checks``. A request costs one addition and
-one test, until the question is settled; a connection costs little beside opening it, and nothing is
-ever asked of the server."""
+Each is logged once a process, on the logger ``conn_guard.checks``. A request costs one addition and
+one test, until its question is settled. The server is never asked.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ from django.core.signals import request_started
 from django.db.backends.signals import connection_created
 
 from conn_guard.checks.project import Alias, Project
+from conn_guard.checks.registry import log, message_of
 from conn_guard.checks.startup import is_test
-from conn_guard.checks.table import log, message_of
 from conn_guard.text import shown
 
 logger = logging.getLogger("conn_guard.checks")
@@ -26,21 +25,15 @@ logger = logging.getLogger("conn_guard.checks")
 ENOUGH_REQUESTS = 100
 """Requests after which a process is judged."""
 SETTLED_REQUESTS = 1000
-"""Requests after which a process that used its connections again is asked no more."""
+"""Requests after which a process that used its connections again is no longer watched."""
 NEVER_REUSED = 0.9
-"""Connections per request from which on persistence is useless; a request without a query makes it
-less.
-"""
+"""Connections per request at which persistence is useless; not 1, as some requests don't query."""
 MAX_PID = 4194304
-"""The largest process id that Linux gives (2**22); macOS and Windows stay below. Source: proc(5),
-pid_max.
-"""
+"""The largest process id of Linux (2**22); macOS and Windows stay below. Source: proc(5)."""
 
 
 class Watch:
-    """What one process has seen of its requests and connections, and which questions are still
-    open.
-    """
+    """The requests and connections of one process, and the questions that are still open."""
 
     def __init__(self) -> None:
         self.questions = {"pooler", "reuse"}
@@ -51,27 +44,22 @@ class Watch:
         self.threads: defaultdict[str, set[int]] = defaultdict(set)
 
     def connect(self) -> None:
-        """Listen to connections, and to requests where an alias keeps its connections; the
-        receivers never raise.
-        """
+        """Listen to connections, and to requests where an alias keeps its connections."""
         connection_created.connect(self.on_connection, dispatch_uid="conn_guard.checks.runtime")
-        if any(alias.connects and alias.persistent for alias in Project.current().aliases):
+        if any(alias.engine.connects and alias.persistent for alias in Project.current().aliases):
             request_started.connect(self.on_request, dispatch_uid="conn_guard.checks.runtime")
         else:
             self._close("reuse")
 
     def on_request(self, sender: object, **kwargs: object) -> None:
-        """Receive ``request_started``: Django passes a scope under ASGI and an environ under
-        WSGI.
-        """
+        """Receive ``request_started``; Django passes a scope under ASGI, an environ under WSGI."""
         self.requests += 1
         if not self.is_asgi and "scope" in kwargs:
             self.is_asgi = not is_test(sender)
 
     def on_connection(self, connection: Any, **kwargs: object) -> None:
-        """Receive ``connection_created``. An exception here would leave a half-made connection in
-        use.
-        """
+        """Receive ``connection_created``; never raises."""
+        # An exception here would leave a half-made connection in use.
         try:
             alias = self.aliases.get(connection.alias)
             if alias is None:
@@ -87,29 +75,28 @@ class Watch:
             )
 
     def _look_for_pooler(self, alias: Alias, connection: Any) -> None:
-        """Judge by the pid that came with the log-in.
-
-        Asking the server for its own pid would cost every process a round trip. A pooler makes up
-        what it gives for a pid, out of 32 bits at random, so that all but one in a thousand are no
-        process id at all."""
+        """Judge by the pid received at login."""
+        # Asking the server for its own pid would cost every process a round trip. A pooler reports
+        # 32 random bits for a pid, and 999 of 1,000 such numbers are too large for a process id.
         if connection.vendor != "postgresql" or alias.name in alias.project.conn_guard.pooler:
             return
         pid = connection.connection.info.backend_pid
         if not 0 < pid <= MAX_PID and self._close("pooler"):
+            from conn_guard.checks.rules.server import declare_pooler
+
             self._say(
                 "I302",
-                f"{alias} goes through a pooler: the pid that came with the log-in, {pid}, is no"
-                " process's.",
-                f"Say which mode: CONN_GUARD['POOLER'] = {{{shown(alias.name)}: \"session\"}} or"
-                ' "transaction".',
+                f"{alias} goes through a pooler: the pid received at login, {pid}, can't be a"
+                " process id.",
+                declare_pooler(alias),
             )
 
     def _look_for_reuse(self, alias: Alias) -> None:
-        """Judge by who serves, or by how many connections it took to serve so many requests."""
+        """Judge by the kind of server, or by the connections per request."""
         name = str(alias.name)
         because = None
         if self.is_asgi:
-            # Where the settings name ASGI alone, the static check has said so.
+            # Where the settings name ASGI alone, the static W120 has been reported.
             because = None if alias.project.served_by == "ASGI" else "this process serves ASGI"
         elif _is_green():
             because = "this process runs a greenlet for each request"
@@ -118,8 +105,7 @@ class Watch:
             self.threads[name].add(threading.get_ident())
             if self.requests < ENOUGH_REQUESTS:
                 return
-            # Each thread of a large pool opens a first connection too: only what comes after that
-            # tells.
+            # Each thread of a large pool opens a first connection too, which proves nothing.
             if self.opened[name] >= max(NEVER_REUSED * self.requests, 3 * len(self.threads[name])):
                 because = (
                     f"{self.opened[name]} connections were opened for {self.requests} requests"
@@ -128,17 +114,17 @@ class Watch:
                 return
         request_started.disconnect(dispatch_uid="conn_guard.checks.runtime")
         if self._close("reuse") and because:
+            from conn_guard.checks.rules.persistence import without_persistence
+
             self._say(
                 "W120",
                 f"{alias}['CONN_MAX_AGE'] is {shown(alias.age)}, but {because}: no later request"
                 " finds a connection again.",
-                "Write 0 for CONN_MAX_AGE, and OPTIONS['pool'] if connections are to stay open.",
+                without_persistence(alias),
             )
 
     def _close(self, question: str) -> bool:
-        """Ask *question* no more; return whether it was open, which is true for one thread
-        alone.
-        """
+        """Close *question* and return whether it was open; true for one thread alone."""
         try:
             self.questions.remove(question)
         except KeyError:
@@ -152,7 +138,7 @@ class Watch:
 
 
 def _is_green() -> bool:
-    """Return whether gevent or eventlet has put greenlets in the place of threads."""
+    """Return whether gevent or eventlet has replaced threads with greenlets."""
     gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
     return bool(
         (gevent and gevent.is_module_patched("threading"))
@@ -164,8 +150,6 @@ _watch = Watch()
 
 
 def watch() -> None:
-    """Watch this process, unless CONN_GUARD["CHECK_AT_STARTUP"] is None; calling it again changes
-    nothing.
-    """
+    """Watch this process unless CHECK_AT_STARTUP is None; a second call changes nothing."""
     if Project.current().conn_guard.check_at_startup is not None:
         _watch.connect()

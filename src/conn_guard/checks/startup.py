@@ -1,41 +1,53 @@
-"""What a starting server process says, because gunicorn, uvicorn and friends run no checks: this
-room holds the report.
+"""The static checks of this process: for a command, and for a server's start.
+
+gunicorn, uvicorn and their like run no system checks, so a starting server logs the findings.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 from typing import Literal
 
-from django.core.checks import ERROR
+from django.core.checks import ERROR, CheckMessage
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import request_started
 
-from conn_guard import checks
 from conn_guard.checks.project import Project
-from conn_guard.checks.table import log
+from conn_guard.checks.registry import Speaks, log
 
 logger = logging.getLogger("conn_guard.checks")
 
+# The rules that this process has not reported yet, by the time at which they speak.
+_unreported: set[Speaks] = {"always", "at start"}
+
 
 def watch() -> None:
-    """Report at the first request where no middleware of ours is constructed; calling it again
-    changes nothing.
-    """
+    """Report at the first request where no middleware does; a second call changes nothing."""
     request_started.connect(_on_first_request, dispatch_uid="conn_guard.checks.startup")
 
 
-def report(*, context: Literal["middleware", "request"] = "middleware") -> None:
-    """Log what the static checks find, once a process, as CONN_GUARD["CHECK_AT_STARTUP"] asks.
+def messages_for_command() -> list[CheckMessage]:
+    """Return the messages of the static rules that speak here, and count them as reported.
 
-    Nothing where a command has printed them already, and nothing in tests. "raise" raises
-    ImproperlyConfigured on an Error where a handler is being made, and never in a *context* of
-    "request"."""
+    Rules that speak at a start are left out of every command but ``check``.
+    """
+    speak: list[Speaks] = ["always"] if _is_other_command() else ["always", "at start"]
+    _unreported.difference_update(speak)
+    return _messages(speak)
+
+
+def report(*, context: Literal["middleware", "request"] = "middleware") -> None:
+    """Log the findings of the static rules, once a process, as CHECK_AT_STARTUP asks.
+
+    Skips findings that a command has printed, and everything in tests. Raises ImproperlyConfigured
+    for an Error where CHECK_AT_STARTUP is "raise" and *context* is "middleware".
+    """
     mode = Project.current().conn_guard.check_at_startup
-    if mode is None or is_test() or not checks.take_turn():
+    if mode is None or is_test():
         return
-    messages = checks.run_static()
+    messages = [message for message in _messages(_take_unreported()) if not message.is_silenced()]
     for message in messages:
         log(message)
     errors = [
@@ -48,9 +60,7 @@ def report(*, context: Literal["middleware", "request"] = "middleware") -> None:
 
 
 def is_test(sender: object = None) -> bool:
-    """Return whether a test runner or Django's test client is at work: what it serves is no
-    deployment.
-    """
+    """Return whether a test runner or Django's test client is at work."""
     if hasattr(sys.modules.get("django.core.mail"), "outbox") or _is_test_client(
         getattr(sender, "__module__", None)
     ):
@@ -66,8 +76,41 @@ def _is_test_client(module: str | None) -> bool:
     return module == "django.test.client"
 
 
+def _is_other_command() -> bool:
+    """Return whether a management command other than Django's ``check`` runs the checks."""
+    from django.core.management.base import BaseCommand
+    from django.core.management.commands.check import Command
+
+    # The outermost command counts: `manage.py test` calls `check`. In runserver's reloader thread
+    # only BaseCommand.check is on the stack.
+    codes = (BaseCommand.execute.__code__, BaseCommand.check.__code__)
+    command = None
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        if frame.f_code in codes:
+            command = frame.f_locals.get("self")
+    return command is not None and not isinstance(command, Command)
+
+
+def _take_unreported() -> list[Speaks]:
+    """Return the kinds of rules that are still to report; each is given to one thread alone."""
+    taken: list[Speaks] = []
+    while True:
+        try:
+            taken.append(_unreported.pop())
+        except KeyError:
+            return taken
+
+
+def _messages(speak: Iterable[Speaks]) -> list[CheckMessage]:
+    from conn_guard.checks import rules
+
+    wanted = set(speak)
+    return list(rules.static_messages(Project.current(), wanted)) if wanted else []
+
+
 def _on_first_request(sender: object, **kwargs: object) -> None:
-    """Receive ``request_started`` and never again. It never raises: the request isn't at fault."""
+    """Receive ``request_started`` once; never raises, because the request is not at fault."""
     try:
         if is_test(sender):
             return

@@ -13,7 +13,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from conn_guard.checks.server import reaping_message
+from conn_guard.checks import reaping_message
 from conn_guard.conf import Settings
 from conn_guard.management import arguments
 from conn_guard.policy import Policy
