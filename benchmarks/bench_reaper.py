@@ -195,8 +195,8 @@ def methods(names: list[str], port: int, folder: Path, pgactivity: str | None) -
         settings.configure(**{name: value for name, value in namespace.items() if name.isupper()})
         django.setup()
 
-    from conn_guard.policy import Policy
-    from conn_guard.reaper import Orders, Reaper
+    from conn_guard.sessions.policy import Policy
+    from conn_guard.sessions.reaper import Orders, Reaper
 
     connection = psycopg.connect(
         f"host=127.0.0.1 port={port} user=postgres dbname=postgres", autocommit=True

@@ -165,12 +165,12 @@ def test_a_session_that_cannot_be_had_is_an_info_without_a_secret(make_alias, va
 
 
 def test_an_answer_that_is_not_postgresqls_is_an_info(make_alias, monkeypatch):
-    from conn_guard import postgres
+    from conn_guard.sessions import server
 
     alias = make_alias()
-    monkeypatch.setattr(postgres, "APPLICATION", "SELECT 1 WHERE false")
+    monkeypatch.setattr(server, "APPLICATION", "SELECT 1 WHERE false")
     assert "LookupError: the server doesn't list the role" in found(alias)["I302"]
-    monkeypatch.setattr(postgres, "APPLICATION", "SELECT no_such_function()")
+    monkeypatch.setattr(server, "APPLICATION", "SELECT no_such_function()")
     assert set(found(alias, deploy=True)) == {"I302"}
 
 

@@ -21,7 +21,7 @@ from conn_guard.checks.table import RULES, Found, Subject, message_of, rule
 from conn_guard.text import shown
 
 if TYPE_CHECKING:
-    from conn_guard.postgres import ApplicationSession
+    from conn_guard.sessions.server import ApplicationSession
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _look(alias: Alias) -> Seen | None:
     if connection.vendor != "postgresql":
         return None
     # Only now: the module needs a driver for PostgreSQL.
-    from conn_guard.postgres import application_session
+    from conn_guard.sessions.server import application_session
 
     return Seen(alias, application_session(connection))
 

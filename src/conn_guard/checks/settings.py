@@ -18,7 +18,7 @@ import django
 from conn_guard import conf
 from conn_guard.checks.project import YEAR_SECONDS, Alias, Project
 from conn_guard.checks.table import Found, rule
-from conn_guard.origins import NAME_BYTES
+from conn_guard.sessions.stamp import NAME_BYTES
 from conn_guard.text import shown
 
 of_project = partial(rule, subject="project")

@@ -18,8 +18,8 @@ from django.core.management.base import CommandError, CommandParser
 from django.db import connections
 
 from conn_guard import conf
-from conn_guard.policy import ANY_USER, Network
-from conn_guard.reports import Exit
+from conn_guard.sessions.policy import ANY_USER, Network
+from conn_guard.sessions.report import Exit
 from conn_guard.text import one_line
 
 

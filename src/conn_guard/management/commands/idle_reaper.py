@@ -16,18 +16,12 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from conn_guard.checks.server import reaping_message
 from conn_guard.conf import Settings
 from conn_guard.management import arguments
-from conn_guard.policy import Policy
-from conn_guard.reaper import Orders, Reaper, ReaperError, Stop, reap_all, write_metrics
-from conn_guard.reports import (
-    Exit,
-    Report,
-    render_advice,
-    render_bar,
-    render_failure,
-    render_json,
-    render_line,
-    render_table,
-)
+from conn_guard.sessions.policy import Policy
+from conn_guard.sessions.reaper import Orders, Reaper, ReaperError, Stop, reap_all, write_metrics
+from conn_guard.sessions.render.advice import render_advice
+from conn_guard.sessions.render.json import render_json
+from conn_guard.sessions.render.text import render_bar, render_failure, render_line, render_table
+from conn_guard.sessions.report import Exit, Report
 from conn_guard.text import duration, one_line
 
 RISKY = timedelta(seconds=30)

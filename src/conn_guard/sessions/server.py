@@ -5,19 +5,19 @@ to a server.
 from __future__ import annotations
 
 import logging
-import re
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from django.db import Error, NotSupportedError, connections
+from django.db import Error, NotSupportedError
 from django.db.utils import load_backend
 
-from conn_guard.origins import unstamped
-from conn_guard.sessions import REAPER_APPLICATION, Session, State, last_statement
+from conn_guard.sessions.census import Limits
+from conn_guard.sessions.login import LostError, PooledError, TooOldError, connect, own_settings
+from conn_guard.sessions.session import Session, State, last_statement
+from conn_guard.sessions.stamp import unstamped
 
 logger = logging.getLogger("conn_guard.postgres")
 
@@ -182,52 +182,8 @@ SELECT (SELECT rolinherit FROM pg_roles WHERE rolname = session_user)
 LOCK_KEY = 0x636F6E67
 """The first half of the advisory lock's key; the second is a hash of the scope."""
 
-# A whole address, or a password in one, that somebody put where a name belongs.
-_SECRETS = re.compile(r"[a-z+]+://[^\s'\"]+|password\s*=\s*('[^']*'|\S+)", re.IGNORECASE)
-
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
-
-# Keys of OPTIONS that belong to Django, a pool or the project's own habits; what is left are
-# libpq's own.
-_NOT_OURS = {
-    "assume_role",
-    "autocommit",
-    "connection_factory",
-    "context",
-    "cursor_factory",
-    "isolation_level",
-    "pool",
-    "prepare_threshold",
-    "row_factory",
-    "server_side_binding",
-}
-_OURS = {
-    "application_name": REAPER_APPLICATION,
-    # Empty, not absent: libpq would take PGOPTIONS from the environment, and poolers refuse startup
-    # options.
-    "options": "",
-    "connect_timeout": 5,
-    "keepalives": 1,
-    "keepalives_idle": 30,
-    "keepalives_interval": 10,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 30_000,
-}
-
-
-class LostError(Exception):
-    """The reaper's own session ended before its time; the text is the server's words or the
-    driver's.
-    """
-
-
-class PooledError(Exception):
-    """A pooler answers for the server, so that no session of ours is ours alone."""
-
-
-class TooOldError(Exception):
-    """The server is older than the views and settings that a safe reaper needs."""
 
 
 class InTransactionError(Exception):
@@ -248,42 +204,6 @@ class Identity:
     database: str
 
 
-def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an alias's *settings* as the reaper's own session needs them."""
-    given = settings.get("OPTIONS") or {}
-    # libpq writes its keys in lower case; MAX_CONNS and its like belong to a third party's engine.
-    options = {
-        name: value for name, value in given.items() if name.islower() and name not in _NOT_OURS
-    }
-    return {
-        **settings,
-        "ENGINE": "django.db.backends.postgresql",
-        "AUTOCOMMIT": True,
-        "ATOMIC_REQUESTS": False,
-        "CONN_MAX_AGE": 0,
-        "CONN_HEALTH_CHECKS": False,
-        "TIME_ZONE": None,
-        "OPTIONS": {**options, **_OURS},
-    }
-
-
-def _connect(alias: str) -> Any:
-    """Return a connection of Django's stock engine, in autocommit, over which nothing was sent yet.
-
-    The engine's own first words are left out: a time zone set before the pooler check would stay on
-    somebody else's session. No receiver of ``connection_created`` hears of it: a project's ``SET
-    ROLE`` would mask the sessions that we came for."""
-    connection = load_backend("django.db.backends.postgresql").DatabaseWrapper(
-        own_settings(connections.settings[alias]), alias
-    )
-    connection.queries_log = deque(maxlen=0)  # with DEBUG, Django would keep every statement
-    with connection.wrap_database_errors:
-        connection.connection = connection.get_new_connection(connection.get_connection_params())
-        connection.set_autocommit(True)
-    connection.run_on_commit = []
-    return connection
-
-
 class Server:
     """A PostgreSQL server as the reaper's one session sees it; use it from one thread and close
     it.
@@ -293,7 +213,7 @@ class Server:
         """Open a session for *alias*; *pooled* says that the project declared a pooler in session
         mode.
         """
-        self._connection = _connect(alias)
+        self._connection = connect(alias)
         self._is_pooled = False
         self._messages = 0
         try:
@@ -392,11 +312,14 @@ class Server:
         rows = self._rows(LOCK_HOLDER, {"key": LOCK_KEY, "scope": scope})
         return (rows[0][0], rows[0][1]) if rows else None
 
-    def slots(self) -> tuple[int, int | None, dict[str, int]]:
+    def limits(self) -> Limits:
         """Return the slots of the server, the limit of this database, and the limits of roles."""
         total, database_limit = self._row(SLOTS)
-        limits = dict(self._rows(ROLE_LIMITS))
-        return total, database_limit if database_limit >= 0 else None, limits
+        return Limits(
+            server=total,
+            database=database_limit if database_limit >= 0 else None,
+            roles=dict(self._rows(ROLE_LIMITS)),
+        )
 
     def inherits_grants(self) -> bool:
         """Return whether a plain GRANT gives the login role the rights of what it becomes a member
@@ -457,28 +380,6 @@ class Server:
             if self._connection.connection is None or self._connection.connection.closed:
                 raise LostError(str(error)) from error
             raise
-
-
-def words(error: BaseException, alias: str) -> str:
-    """Return the text of a database *error* without what DATABASES[alias] keeps secret."""
-    settings = connections.settings[alias]
-    options = settings.get("OPTIONS") or {}
-    text = str(error)
-    for secret in (
-        settings.get("PASSWORD"),
-        options.get("password"),
-        options.get("sslpassword"),
-        options.get("options"),
-    ):
-        if isinstance(secret, str) and secret:
-            text = text.replace(secret, "***")
-    return _SECRETS.sub("***", text)
-
-
-def sqlstate(error: BaseException) -> str | None:
-    """Return the SQLSTATE of a database *error*, whichever driver raised it."""
-    cause = error.__cause__ or error
-    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
 
 
 def _instant(microseconds: int | None) -> datetime | None:
@@ -611,59 +512,6 @@ def application_session(connection: Any) -> ApplicationSession:
             name: int(value) for name, _, value in (each.partition("=") for each in settings)
         },
     )
-
-
-# What the engine asks a session about itself, on the driver's own connection.
-
-# Everything that would be lost with the session and that it can list, one line each. A relation in
-# the temporary schema, because the schema itself stays after DROP TABLE. Cursors: only a holdable
-# one outlives its transaction.
-HELD_STATE = """
-SELECT 'listening ' || channel FROM pg_catalog.pg_listening_channels() AS channel
-UNION ALL SELECT 'lock ' || pg_catalog.concat_ws(' ', classid, objid, objsubid)
-FROM pg_catalog.pg_locks
-          WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()
-UNION ALL SELECT 'temporary ' || relname FROM pg_catalog.pg_class
-WHERE relnamespace = pg_catalog.pg_my_temp_schema()
-UNION ALL SELECT 'role ' || current_user WHERE current_user <> session_user
-UNION ALL SELECT 'cursor ' || name FROM pg_catalog.pg_cursors WHERE is_holdable
-UNION ALL SELECT 'prepared ' || name FROM pg_catalog.pg_prepared_statements WHERE from_sql
-UNION ALL SELECT 'setting ' || name || '=' || setting FROM pg_catalog.pg_settings
-WHERE source = 'session'
-"""
-
-# The last statement is all that others see of a session at rest, so it says what the question
-# before it would have hidden.
-MARK_HELD_STATE = "/* conn_guard:holds-state */ SELECT 1"
-
-
-def held_state(raw: Any) -> frozenset[str]:
-    """Return what the session of the driver connection *raw*, in autocommit, holds; raise the
-    driver's errors.
-    """
-    with raw.cursor() as cursor:
-        cursor.execute(HELD_STATE)
-        return frozenset(item for (item,) in cursor.fetchall())
-
-
-def held_after_connect(*, timezone: str | None, role: str | None, isolation: str) -> frozenset[str]:
-    """Return what a session holds as soon as Django has connected it; psycopg2 sets *isolation* at
-    connect.
-    """
-    held = {
-        f"setting TimeZone={timezone}",
-        f"role {role}",
-        f"setting default_transaction_isolation={isolation}",
-    }
-    return frozenset(held)
-
-
-def mark_held_state(raw: Any) -> None:
-    """Let the last statement of *raw*'s session tell a reaper that it holds state; raise the
-    driver's errors.
-    """
-    with raw.cursor() as cursor:
-        cursor.execute(MARK_HELD_STATE)
 
 
 # What the pytest plugin asks, on a session of its own.

@@ -8,7 +8,6 @@ import os
 import random
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -17,28 +16,13 @@ from pathlib import Path
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, InterfaceError, OperationalError, connections
 
-from conn_guard.policy import ANY_USER, Policy, Verdict, judge, keep_recent
-from conn_guard.postgres import (
-    SIGNALS_A_MESSAGE,
-    Identity,
-    LostError,
-    PooledError,
-    Server,
-    TooOldError,
-    sqlstate,
-    words,
-)
-from conn_guard.reports import (
-    Action,
-    Exit,
-    Outcome,
-    Report,
-    Slots,
-    Status,
-    parse_last_success,
-    render_metrics,
-)
-from conn_guard.sessions import CLIENT_BACKEND, REAPER_APPLICATION, Session
+from conn_guard.sessions.census import by_state, nearest_limit, notes
+from conn_guard.sessions.login import LostError, PooledError, TooOldError, sqlstate, words
+from conn_guard.sessions.policy import Policy, Verdict, judge, keep_recent
+from conn_guard.sessions.render.metrics import parse_last_success, render_metrics
+from conn_guard.sessions.report import Action, Exit, Outcome, Report, Status
+from conn_guard.sessions.server import SIGNALS_A_MESSAGE, Identity, Server
+from conn_guard.sessions.session import Session
 from conn_guard.text import one_line, sql_name
 
 logger = logging.getLogger("conn_guard.reaper")
@@ -162,17 +146,17 @@ class Reaper:
             note = f"{self.alias} leads to the same place as {first}: reaped once"
             return replace(report, mirror_of=first, notes=[note])
         if not self._orders.dry_run and not self._lock(server, policy):
-            notes = [] if self._stands_by else [self._holder(server, policy)]
+            told = [] if self._stands_by else [self._holder(server, policy)]
             self._stands_by = self._orders.stays
-            return replace(report, status=Status.ALREADY_RUNNING, notes=notes)
+            return replace(report, status=Status.ALREADY_RUNNING, notes=told)
         self._stands_by = False
         sessions = server.list_sessions()
         report = replace(
             report,
-            census=_census(sessions),
+            census=by_state(sessions),
             hidden=sum(each.hidden for each in sessions),
-            slots=_slots(server, sessions, policy),
-            notes=_notes(sessions, policy),
+            slots=nearest_limit(sessions, policy, server.limits()),
+            notes=notes(sessions, policy),
         )
         _refuse_blind(server, self.alias, sessions, policy)
         judged = keep_recent(
@@ -412,56 +396,6 @@ def _grant(server: Server, rights: Sequence[str]) -> str:
         if server.version_num >= 160000
         else f"ALTER ROLE {role} INHERIT; {grant};"
     )
-
-
-def _notes(sessions: Sequence[Session], policy: Policy) -> list[str]:
-    if policy.users:
-        return []
-    others = (each for each in sessions if each.application_name != REAPER_APPLICATION)
-    if any(
-        each.user == policy.login_role and (policy.any_database or each.database == policy.database)
-        for each in others
-    ):
-        return []
-    return [
-        f"role {policy.login_role} has no other session here; name the application's role with"
-        " --user"
-    ]
-
-
-def _census(sessions: Sequence[Session]) -> dict[str, tuple[int, float]]:
-    census: dict[str, tuple[int, float]] = {}
-    for each in sessions:
-        if each.backend_type == CLIENT_BACKEND and each.state is not None:
-            count, oldest_seconds = census.get(each.state.value, (0, 0.0))
-            census[each.state.value] = (
-                count + 1,
-                max(oldest_seconds, each.in_state_for.total_seconds()),
-            )
-    return census
-
-
-def _slots(server: Server, sessions: Sequence[Session], policy: Policy) -> Slots:
-    # A hidden row may be a parallel worker or a walsender, which take no slot: then the sum is an
-    # upper bound.
-    holders = [
-        each
-        for each in sessions
-        if each.database and (each.hidden or each.backend_type == CLIENT_BACKEND)
-    ]
-    exact = not any(each.hidden for each in holders)
-    total, database_limit, role_limits = server.slots()
-    limits = [Slots(len(holders), total, exact)]
-    held_by = Counter(each.user for each in holders)
-    roles = [name for name in policy.users if name != ANY_USER] or [policy.login_role]
-    limits += [
-        Slots(held_by[role], role_limits[role], exact) for role in roles if role in role_limits
-    ]
-    if database_limit is not None:
-        limits.append(
-            Slots(sum(each.database == policy.database for each in holders), database_limit, exact)
-        )
-    return max(limits, key=lambda each: each.percent)
 
 
 def _scope_number(policy: Policy) -> int:

@@ -11,7 +11,7 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
-from conn_guard.sessions import (
+from conn_guard.sessions.session import (
     AT_REST_IN_TRANSACTION,
     CLIENT_BACKEND,
     REAPER_APPLICATION,

@@ -1,0 +1,1 @@
+"""The server's end: sessions, what to do about them, and the reaper."""
