@@ -1,1 +1,1 @@
-"""The server's end: sessions, what to do about them, and the reaper."""
+"""Sessions on the server: which to end, how the reaper ends them, and how it reports."""

@@ -1,4 +1,4 @@
-"""What a run of the reaper did, as values."""
+"""The result of a run as values: exit code, outcomes, slots and report."""
 
 from __future__ import annotations
 
@@ -23,15 +23,23 @@ class Exit(IntEnum):
 
 
 class Status(Enum):
-    """How a run went that had no error."""
+    """The end of a run that had no error."""
 
     DONE = "done"
     ALREADY_RUNNING = "already_running"
     BELOW_THRESHOLD = "below_threshold"
 
 
+class RunError(Exception):
+    """A run that can't go on; the text says in one line why, and what to type."""
+
+    def __init__(self, exit_code: Exit, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class Action(Enum):
-    """What was done about a session."""
+    """The action on a session."""
 
     SIGNALLED = "signalled"
     WOULD_SIGNAL = "would_signal"
@@ -42,7 +50,7 @@ class Action(Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A session of the scope, what was done about it, and the reason where there is one."""
+    """A session in scope with the action on it; *reason* is None for a signal."""
 
     session: Session
     action: Action
@@ -51,8 +59,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Slots:
-    """Used and usable slots of the limit that is nearest; *exact* unless rows are hidden that may
-    use none.
+    """Used and usable slots of the fullest limit.
+
+    Not *exact*: *used* is an upper bound, because hidden rows may use no slot.
     """
 
     used: int
@@ -61,14 +70,15 @@ class Slots:
 
     @property
     def percent(self) -> float:
-        """How much of the limit is used; a limit of nothing is used up."""
+        """Percent of the limit in use; 100 for a limit of 0."""
         return 100 * self.used / self.total if self.total > 0 else 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What one run did for one alias; *gone* and *survivors* are None where nobody could look
-    again.
+    """The result of one run for one alias.
+
+    *gone* and *survivors* are None if the reaper could not look again after the signals.
     """
 
     alias: str
@@ -80,38 +90,39 @@ class Report:
     survivors: int | None = 0
     slots: Slots | None = None
     census: Mapping[str, tuple[int, float]] | None = None
-    """Client sessions of the whole server by state: how many, and the seconds of the longest in
-    it.
+    """Client sessions of the whole server by state: their number, and the longest seconds in it.
+
+    None if the run ended before it listed the sessions.
     """
     hidden: int = 0
     seconds: float = 0.0
     interrupted_by: int | None = None
     """The number of the signal that stopped this run."""
     notes: Sequence[str] = ()
-    """What a person should read beside the figures."""
+    """Lines for stderr."""
     mirror_of: str | None = None
-    """The alias that leads to the same place and was reaped instead."""
+    """The alias of the same server, database and role that was reaped instead."""
     failure: str | None = None
     failed_with: Exit = Exit.DONE
 
     @property
     def signalled(self) -> int:
-        """How many sessions were sent the signal."""
+        """The number of sessions that were signalled."""
         return self._count(Action.SIGNALLED)
 
     @property
     def would_signal(self) -> int:
-        """How many sessions would have been sent the signal by a run that was no dry one."""
+        """The number of sessions that were due and were not signalled."""
         return self._count(Action.WOULD_SIGNAL)
 
     @property
     def failed(self) -> int:
-        """How many signals the server refused."""
+        """The number of signals that the server refused, or that were lost."""
         return self._count(Action.FAILED)
 
     @property
     def spared(self) -> dict[str, int]:
-        """How many sessions were spared, by reason."""
+        """The number of spared sessions by reason."""
         return dict(
             sorted(
                 Counter(
@@ -122,15 +133,23 @@ class Report:
 
     @property
     def candidates(self) -> int:
-        """How many sessions were at rest for long enough, spared ones among them, the reaper's own
-        aside.
-        """
+        """The number of sessions that were due: signalled, failed and spared, but not our own."""
         spared = sum(count for reason, count in self.spared.items() if reason != Verdict.SELF.value)
         return self.signalled + self.would_signal + self.failed + spared
 
     @property
+    def idle(self) -> int | None:
+        """The number of idle sessions in scope, due or not; None if none were listed."""
+        return None if self.census is None else len(self._idle)
+
+    @property
+    def longest_idle_seconds(self) -> float | None:
+        """The seconds of the session that is idle for longest; None if none is."""
+        return max((each.in_state_for.total_seconds() for each in self._idle), default=None)
+
+    @property
     def exit_code(self) -> int:
-        """The exit code that this alias asks for."""
+        """The exit code of this alias."""
         if self.interrupted_by is not None:
             return 128 + self.interrupted_by
         if self.failure is not None:
@@ -139,10 +158,14 @@ class Report:
 
     @property
     def acted_on(self) -> list[Outcome]:
-        """The sessions that the run signalled, would have or could not."""
+        """The outcomes other than spared and not due."""
         return [
             each for each in self.outcomes if each.action not in (Action.SPARED, Action.NOT_DUE)
         ]
+
+    @property
+    def _idle(self) -> list[Session]:
+        return [each.session for each in self.outcomes if each.session.is_idle]
 
     def _count(self, action: Action) -> int:
         return sum(each.action is action for each in self.outcomes)

@@ -1,1 +1,1 @@
-"""The output formats of a report, one module each."""
+"""The output formats of a report, one module for each."""

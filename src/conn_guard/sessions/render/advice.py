@@ -1,4 +1,4 @@
-"""The SQL with which the server ends idle sessions itself."""
+"""The SQL that makes the server end idle sessions itself, for ``--advise``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from conn_guard.text import sql_name
 
 
 def render_advice(policy: Policy) -> list[str]:
-    """Return the SQL that would do the work of *policy* inside the server, and as comments when not
-    to run it.
-    """
+    """Return the SQL by which the server does the work of *policy*, and when not to use it."""
     roles = (
         ["ALL"]
         if ANY_USER in policy.users
@@ -25,20 +23,12 @@ def render_advice(policy: Policy) -> list[str]:
         for name, timeout in timeouts.items()
     ]
     return [
-        (
-            "-- The server can end idle sessions itself, without a race and without a slot for a"
-            " reaper:"
-        ),
+        "-- The server can end idle sessions itself, without a race and without a reaper's slot:",
         *settings,
-        "-- It holds for sessions that log in from now on. Don't run it where these roles",
-        "--   LISTEN, or keep advisory locks or temporary tables: it spares nobody;",
-        (
-            "--   come through a pooler, or a pool that keeps connections for longer: take the"
-            " pool's own limit"
-        ),
-        "--   (PgBouncer: server_idle_timeout);",
-        (
-            "--   have a CONN_MAX_AGE above it without CONN_HEALTH_CHECKS: requests would meet a"
-            " closed connection."
-        ),
+        "-- This applies to sessions that log in from now on. Don't use it where these roles",
+        "--   LISTEN, or keep advisory locks or temporary tables: no session is spared;",
+        "--   connect through a pooler, or a pool that keeps connections longer: set the pool's",
+        "--   own limit (PgBouncer: server_idle_timeout);",
+        "--   have a longer CONN_MAX_AGE without CONN_HEALTH_CHECKS: requests would fail on a",
+        "--   closed connection.",
     ]

@@ -9,9 +9,7 @@ from conn_guard.text import one_line
 
 
 def render_json(report: Report) -> list[str]:
-    """Return *report* as JSON lines: one a session, one for a failure, and one for the sum where
-    there is something.
-    """
+    """Return *report* as JSON lines: one for each session, one for a failure, and a summary."""
     if report.mirror_of is not None:
         return []
     events: list[dict[str, object]] = [
@@ -25,14 +23,19 @@ def render_json(report: Report) -> list[str]:
             "message": one_line(report.failure),
         }
         events.append(failure)
-    # A run that failed before it acted has nothing to sum up: zeros would read like "nothing to
-    # do".
+    # No summary for a run that failed before it acted: zeros would read like "nothing to do".
     if report.failure is None or report.acted_on:
         events.append(
             {
                 "event": "summary",
                 "alias": report.alias,
                 "candidates": report.candidates,
+                "idle": report.idle,
+                "longest_idle_seconds": (
+                    None
+                    if report.longest_idle_seconds is None
+                    else round(report.longest_idle_seconds, 3)
+                ),
                 "signalled": report.signalled,
                 "spared": report.spared,
                 "failed": report.failed,

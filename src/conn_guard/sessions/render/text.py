@@ -11,9 +11,7 @@ from conn_guard.text import duration, one_line, printable
 
 
 def render_table(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return *outcomes* as a table: a line of headings and one line a session; nothing where there
-    is none.
-    """
+    """Return *outcomes* as the lines of a table; [] for no outcomes."""
     if not outcomes:
         return []
     rows = [
@@ -42,7 +40,7 @@ def render_table(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def render_line(report: Report) -> str:
-    """Return what happened to one alias, in one line."""
+    """Return *report* as one line."""
     parts = [printable(f"{report.alias} {report.address}".strip())]
     if report.slots:
         parts.append(f"slots {_slots(report.slots)}")
@@ -50,7 +48,7 @@ def render_line(report: Report) -> str:
         return "  ".join([*parts, "already running", f"{report.seconds:.2f} s"])
     if report.status is Status.BELOW_THRESHOLD:
         parts.append("below --when-above")
-    parts.append(f"idle {report.candidates}")
+    parts += [_idle(report), f"due {report.candidates}"]
     if report.would_signal or report.dry_run:
         parts.append(f"would signal {report.would_signal}")
     if not report.dry_run:
@@ -68,9 +66,16 @@ def render_line(report: Report) -> str:
     return "  ".join([*parts, f"{report.seconds:.2f} s"])
 
 
+def _idle(report: Report) -> str:
+    longest = report.longest_idle_seconds
+    return f"idle {report.idle or 0}" + (
+        f" (longest {duration(longest)})" if longest is not None else ""
+    )
+
+
 def _slots(slots: Slots) -> str:
-    # Sessions beyond a limit are no error: superusers and roles with a reserve get in where nobody
-    # else does.
+    # More sessions than the limit are no error: superusers and roles with reserved slots get in
+    # above it.
     bound, up_to = ("", "") if slots.exact else ("≤", "up to ")
     beyond = max(0, slots.used - max(0, slots.total))
     words = f" and {up_to}{beyond} beyond the limit" if beyond else ""
@@ -80,7 +85,7 @@ def _slots(slots: Slots) -> str:
 
 
 def render_failure(report: Report) -> str:
-    """Return in one line why a report's exit code isn't 0."""
+    """Return in one line why the exit code of *report* isn't 0."""
     if report.interrupted_by is not None:
         name = signal.Signals(report.interrupted_by).name
         return f"{report.alias}: stopped by {name} after {report.signalled} signals."
@@ -94,6 +99,6 @@ def render_failure(report: Report) -> str:
 
 
 def render_bar(done: int, due: int, *, width: int = 40) -> str:
-    """Return how far *done* of *due* has come, as a bar for a terminal."""
+    """Return a progress bar for *done* of *due* sessions."""
     filled = width * done // due
     return f"[{'#' * filled}{'.' * (width - filled)}] {done}/{due}"
