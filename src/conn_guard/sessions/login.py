@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, InterfaceError, OperationalError, connections
@@ -90,6 +90,7 @@ _OUR_OPTIONS = {
 }
 
 
+T = TypeVar("T")
 Parameters = Mapping[str, Any] | Sequence[Any] | None
 
 
@@ -145,6 +146,7 @@ class OwnSession:
         """
         self.alias = alias
         self.connection = _connect(alias)
+        self._cursor: Any = None
         self._is_pooled = False
         try:
             self._refuse_pooler(pooled=pooled)
@@ -174,17 +176,28 @@ class OwnSession:
         """Run *statement* and return its only row by column name."""
         return self.rows(statement, parameters)[0]
 
+    def value(self, statement: str, parameters: Parameters = None) -> Any:
+        """Run *statement* and return the only column of its first row; None if it has no rows."""
+        row = self._run(statement, parameters, lambda cursor: cursor.fetchone())
+        return None if row is None else row[0]
+
     def rows(self, statement: str, parameters: Parameters = None) -> list[dict[str, Any]]:
-        """Run *statement* and return its rows by column name.
+        """Run *statement* and return its rows by column name."""
+        return self._run(statement, parameters, named_rows)
+
+    def _run(self, statement: str, parameters: Parameters, fetch: Callable[[Any], T]) -> T:
+        """Run *statement* and fetch its result.
 
         Raises LostError if our session ended, and else Django's database errors.
         """
         if self.connection.connection is None:
             raise LostError("the session was closed")
         try:
-            with self.connection.cursor() as cursor:
-                cursor.execute(statement, parameters)
-                return named_rows(cursor)
+            # One cursor for all statements: making one takes as long as a signal's round trip.
+            if self._cursor is None:
+                self._cursor = self.connection.cursor()
+            self._cursor.execute(statement, parameters)
+            return fetch(self._cursor)
         except Error as error:
             if self.connection.connection is None or self.connection.connection.closed:
                 raise LostError(str(error)) from error
