@@ -195,8 +195,8 @@ def methods(names: list[str], port: int, folder: Path, pgactivity: str | None) -
         settings.configure(**{name: value for name, value in namespace.items() if name.isupper()})
         django.setup()
 
-    from conn_guard.policy import Policy
-    from conn_guard.reaper import Orders, Reaper
+    from conn_guard.sessions.policy import Policy
+    from conn_guard.sessions.reaper import Reaper, RunOptions
 
     connection = psycopg.connect(
         f"host=127.0.0.1 port={port} user=postgres dbname=postgres", autocommit=True
@@ -211,7 +211,7 @@ def methods(names: list[str], port: int, folder: Path, pgactivity: str | None) -
 
     def ours(idle: float) -> None:
         policy = Policy(idle_for=timedelta(seconds=idle), applications=(CLIENT,))
-        with Reaper("default", policy, Orders()) as reaper:
+        with Reaper("default", policy, RunOptions()) as reaper:
             report = reaper.reap()
         if report.exit_code:
             raise SystemExit(f"The reaper failed: {report.failure}")

@@ -148,9 +148,9 @@ def _is_on_server(leak: Opened) -> bool:
     """
     if leak.backend_pid is None or not leak.is_postgresql:
         return True
-    from conn_guard import postgres
+    from conn_guard.sessions import server
 
-    return not postgres.has_left(leak.alias, leak.settings, leak.backend_pid)
+    return not server.has_left(leak.alias, leak.settings, leak.backend_pid)
 
 
 def _weak(referent: Any) -> Callable[[], Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from conn_guard.origins import unstamped
-from conn_guard.sessions import Session, State
+from conn_guard.sessions.session import Session, State
+from conn_guard.sessions.stamp import unstamped
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conn_guard.origins import NAME_BYTES, cut, stamp, unstamped
+from conn_guard.sessions.stamp import NAME_BYTES, cut, stamp, unstamped
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conn_guard.policy import Policy, Verdict, judge, keep_recent
-from conn_guard.sessions import LastStatement, State
+from conn_guard.sessions.policy import Policy, Verdict, judge, keep_recent
+from conn_guard.sessions.session import LastStatement, State
 from tests.core.rows import hidden, session
 
 MINUTE = timedelta(minutes=1)

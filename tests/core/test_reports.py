@@ -10,24 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conn_guard.policy import Policy
-from conn_guard.reports import (
-    Action,
-    Exit,
-    Outcome,
-    Report,
-    Slots,
-    Status,
-    parse_last_success,
-    render_advice,
-    render_bar,
-    render_failure,
-    render_json,
-    render_line,
-    render_metrics,
-    render_table,
-)
-from conn_guard.sessions import State
+from conn_guard.sessions.policy import Policy
+from conn_guard.sessions.render.advice import render_advice
+from conn_guard.sessions.render.json import render_json
+from conn_guard.sessions.render.metrics import parse_last_success, render_metrics
+from conn_guard.sessions.render.text import render_bar, render_failure, render_line, render_table
+from conn_guard.sessions.report import Action, Exit, Outcome, Report, Slots, Status
+from conn_guard.sessions.session import State
 from conn_guard.text import duration, one_line, printable, sql_name
 from tests.core.rows import session
 

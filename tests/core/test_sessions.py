@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conn_guard.sessions import LastStatement, Session, State, last_statement
+from conn_guard.sessions.session import LastStatement, Session, State, last_statement
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
 

@@ -14,7 +14,9 @@ PURE = """
 import sys
 sys.path.insert(0, "src")
 sys.modules.update(django=None, asgiref=None, psycopg=None, psycopg2=None)
-import conn_guard, conn_guard.origins, conn_guard.policy, conn_guard.reports, conn_guard.sessions
+import conn_guard, conn_guard.sessions.census, conn_guard.sessions.stamp
+import conn_guard.sessions.render.advice, conn_guard.sessions.render.json
+import conn_guard.sessions.render.metrics, conn_guard.sessions.render.text
 print(conn_guard.__version__)
 """
 

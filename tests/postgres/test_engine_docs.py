@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
-from conn_guard import conf, origins, postgres
-from conn_guard.engine import keeper, leaks, wrapper
+from conn_guard import conf
+from conn_guard.engine import keeper, leaks, state, wrapper
 from conn_guard.engine.statements import Leaves, read
+from conn_guard.sessions import stamp
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 EXPLANATION = "explanation/the-engine.md"
@@ -76,8 +77,8 @@ def test_the_limits_are_the_limits():
 
 def test_the_names_are_what_the_stamp_makes():
     text = (DOCS / REFERENCE).read_text()
-    assert f"`{origins.stamp('app', 4711)}`" in text
-    assert f"`{origins.stamp('app', 4711, 'shop.views.cart (cart)')}`" in text
+    assert f"`{stamp.stamp('app', 4711)}`" in text
+    assert f"`{stamp.stamp('app', 4711, 'shop.views.cart (cart)')}`" in text
 
 
 def test_the_loggers_are_the_loggers():
@@ -88,7 +89,7 @@ def test_the_loggers_are_the_loggers():
 
 
 def test_the_mark_is_the_mark():
-    assert f"`{postgres.MARK_HELD_STATE}`" in (DOCS / EXPLANATION).read_text()
+    assert f"`{state.MARK_HELD_STATE}`" in (DOCS / EXPLANATION).read_text()
 
 
 def test_the_statements_that_are_said_to_make_state_do():

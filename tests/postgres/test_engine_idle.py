@@ -21,7 +21,7 @@ from django.db import InterfaceError, OperationalError, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.signals import connection_created
 
-from conn_guard import pin, postgres
+from conn_guard import pin
 from conn_guard.engine import keeper
 from tests.postgres.reaping import reap
 
@@ -359,7 +359,7 @@ def test_a_pinned_connection_is_kept_and_marked(guarded, rests, until):
 
 
 def test_a_question_that_fails_keeps_the_session(guarded, rests, monkeypatch):
-    monkeypatch.setattr(postgres, "HELD_STATE", "SELECT 'never' WHERE 1 / 0 = 1")
+    monkeypatch.setattr("conn_guard.engine.state.HELD_STATE", "SELECT 'never' WHERE 1 / 0 = 1")
     pid = guarded.pid()
     rests_elsewhere = guarded.sessions()[0][2]
     guarded.until(lambda: guarded.sessions()[0][2] != rests_elsewhere)

@@ -12,8 +12,10 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import DataError, connections, transaction
 
-from conn_guard.policy import Policy, Verdict, judge
-from conn_guard.postgres import (
+from conn_guard.sessions.policy import Policy, Verdict, judge
+from conn_guard.sessions.reaper import Orders, Reaper
+from conn_guard.sessions.report import Action
+from conn_guard.sessions.server import (
     BEGIN_NOTE,
     READ_NOTE,
     SIGNAL,
@@ -21,9 +23,7 @@ from conn_guard.postgres import (
     Server,
     _signal_parameters,
 )
-from conn_guard.reaper import Orders, Reaper
-from conn_guard.reports import Action
-from conn_guard.sessions import State
+from conn_guard.sessions.session import State
 from tests.polling import until
 from tests.postgres.reaping import RawClient, new_role, reap
 
@@ -460,7 +460,7 @@ def test_a_message_that_is_refused_as_a_whole_repeats_no_old_answers(
         each for each in server.list_sessions() if each.application_name == application_name
     )
     assert server.signal([one]) == [True]
-    monkeypatch.setattr("conn_guard.postgres.BEGIN_NOTE", f"SELECT 1 / 0; {BEGIN_NOTE}")
+    monkeypatch.setattr("conn_guard.sessions.server.BEGIN_NOTE", f"SELECT 1 / 0; {BEGIN_NOTE}")
     (answer,) = server.signal([two])
     assert isinstance(answer, DataError)
 
@@ -649,7 +649,7 @@ def test_a_brake_holds_for_the_run_not_for_each_alias(session_factory, rested):
 def test_an_alias_that_fails_stops_no_other(session_factory, rested, tmp_path, monkeypatch):
     session = session_factory("other")
     monkeypatch.setitem(connections.settings["default"], "PORT", "1")
-    monkeypatch.setattr("conn_guard.reaper.CONNECT_FOR", timedelta(0))
+    monkeypatch.setattr("conn_guard.sessions.reaper.CONNECT_FOR", timedelta(0))
     metrics = tmp_path / "reaper.prom"
     metrics.write_text(
         'conn_guard_reaper_last_success_timestamp_seconds{alias="default"} 1700000000.0\n'

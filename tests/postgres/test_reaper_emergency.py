@@ -12,9 +12,9 @@ import pytest
 from django.core.management import call_command
 from django.db.backends.postgresql.base import Database
 
-from conn_guard.policy import Policy
-from conn_guard.reaper import Orders, Reaper, Stop
-from conn_guard.reports import Exit
+from conn_guard.sessions.policy import Policy
+from conn_guard.sessions.reaper import Orders, Reaper, Stop
+from conn_guard.sessions.report import Exit
 from tests.polling import until
 from tests.postgres.own_server import own_server
 from tests.postgres.reaping import reap
@@ -67,7 +67,7 @@ def fill(server):
 @pytest.fixture
 def impatient(monkeypatch):
     """Let a log-in be tried again for a moment, not for half a minute."""
-    monkeypatch.setattr("conn_guard.reaper.CONNECT_FOR", timedelta(seconds=0.3))
+    monkeypatch.setattr("conn_guard.sessions.reaper.CONNECT_FOR", timedelta(seconds=0.3))
 
 
 @pytest.mark.usefixtures("impatient")
@@ -184,7 +184,7 @@ def test_a_refused_log_in_is_tried_again_at_uneven_times_and_not_for_ever(
         def sleep(self, seconds):
             pauses.append(seconds)
 
-    monkeypatch.setattr("conn_guard.reaper.CONNECT_FOR", timedelta(seconds=0.5))
+    monkeypatch.setattr("conn_guard.sessions.reaper.CONNECT_FOR", timedelta(seconds=0.5))
     fill()
     with (
         server.alias(),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conn_guard.postgres import PREPARE_SIGNAL, SIGNALS_A_MESSAGE
+from conn_guard.sessions.server import PREPARE_SIGNAL, SIGNALS_A_MESSAGE
 from tests.polling import until
 from tests.postgres.reaping import reap
 

@@ -13,11 +13,10 @@ import pytest
 from django.db import connections
 from django.db.backends.postgresql.base import Database
 
-from conn_guard import postgres
-from conn_guard.policy import Policy
-from conn_guard.postgres import Server
-from conn_guard.reaper import Orders, Reaper
-from conn_guard.reports import Action, Exit
+from conn_guard.sessions.policy import Policy
+from conn_guard.sessions.reaper import Orders, Reaper
+from conn_guard.sessions.report import Action, Exit
+from conn_guard.sessions.server import PREPARE, Server
 from tests.polling import until
 from tests.postgres.own_server import Proxy, frozen, own_server
 from tests.postgres.reaping import reap
@@ -60,7 +59,7 @@ def one_a_message(monkeypatch):
     """Let a signal share its message with no other, so that what happens to the message happens to
     one session.
     """
-    monkeypatch.setattr("conn_guard.reaper.SIGNALS_A_MESSAGE", 1)
+    monkeypatch.setattr("conn_guard.sessions.reaper.SIGNALS_A_MESSAGE", 1)
 
 
 def rest(server, count):
@@ -159,7 +158,7 @@ def test_a_connection_that_is_cut_ends_nobody_else(server, monkeypatch, method):
 
 def test_a_way_that_hangs_up_on_whoever_comes_is_no_connection(server, monkeypatch):
     (session,), arguments = rest(server, 1)
-    monkeypatch.setattr("conn_guard.reaper.CONNECT_FOR", timedelta(seconds=0.2))
+    monkeypatch.setattr("conn_guard.sessions.reaper.CONNECT_FOR", timedelta(seconds=0.2))
     with Proxy(server.server.host, server.server.port) as proxy, server.alias(PORT=str(proxy.port)):
         proxy.refuse()
         run = reap(*arguments)
@@ -192,7 +191,7 @@ def test_a_signal_that_takes_too_long_is_a_failure_and_the_rest_go_on(server, mo
 
     one_a_message(monkeypatch)
     monkeypatch.setattr(Server, "_run", overrun)
-    monkeypatch.setattr(postgres, "PREPARE", postgres.PREPARE.replace("'10s'", "'1s'"))
+    monkeypatch.setattr("conn_guard.sessions.server.PREPARE", PREPARE.replace("'10s'", "'1s'"))
     with server.alias():
         run = reap(*arguments)
     fates = [run.fate(session) for session in sessions]
@@ -203,7 +202,7 @@ def test_a_signal_that_takes_too_long_is_a_failure_and_the_rest_go_on(server, mo
 
 def test_a_catalogue_that_somebody_locked_ends_the_run_and_nobody_else(server, monkeypatch):
     (session,), _ = rest(server, 1)
-    monkeypatch.setattr(postgres, "PREPARE", postgres.PREPARE.replace("'5s'", "'100ms'"))
+    monkeypatch.setattr("conn_guard.sessions.server.PREPARE", PREPARE.replace("'5s'", "'100ms'"))
     policy = Policy(idle_for=timedelta(seconds=0.1))
     with server.alias(), Reaper("own", policy, Orders(stays=True)) as reaper:
         reaper.scope()

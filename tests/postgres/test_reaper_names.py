@@ -9,7 +9,7 @@ import io
 import pytest
 from django.core.management import call_command
 
-from conn_guard.origins import NAME_BYTES, stamp
+from conn_guard.sessions.stamp import NAME_BYTES, stamp
 from tests.postgres.reaping import reap
 
 NAMES = [

@@ -16,7 +16,7 @@ from datetime import timedelta
 import pytest
 from django.db import connections
 
-from conn_guard.reaper import CONNECT_FOR
+from conn_guard.sessions.reaper import CONNECT_FOR
 from tests.polling import until
 from tests.programs import free_port
 
@@ -177,7 +177,7 @@ def test_a_wrong_setting_is_one_line_and_exit_2(start, conn_guard, line):
 def test_an_unreachable_server_is_tried_for_a_while_and_then_exit_5(start):
     assert timedelta(seconds=30) == CONNECT_FOR
     shorter = (
-        "import datetime; from conn_guard import reaper; reaper.CONNECT_FOR ="
+        "import datetime; from conn_guard.sessions import reaper; reaper.CONNECT_FOR ="
         " datetime.timedelta(seconds=3)"
     )
     began = time.monotonic()

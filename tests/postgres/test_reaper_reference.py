@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from django.core.management import BaseCommand, call_command, load_command_class
 
-from conn_guard.policy import Verdict
-from conn_guard.reports import Action, Exit, Status, render_metrics
+from conn_guard.sessions.policy import Verdict
+from conn_guard.sessions.render.metrics import render_metrics
+from conn_guard.sessions.report import Action, Exit, Status
 from tests.core.test_reports import REPORT
 from tests.postgres.reaping import reap
 

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import finalize, ref
 
-from conn_guard import postgres
-from conn_guard.engine import driver, keeper
+from conn_guard.engine import driver, keeper, state
 from conn_guard.engine.leaks import Opener
 from conn_guard.engine.statements import Leaves, read
 
@@ -76,10 +75,10 @@ class Tenure:
     def connected(self, **settings: Any) -> None:
         """Note what a new session holds, and would hold again if another one took its place."""
         self.wire.connected()
-        self.at_connect = postgres.held_after_connect(**settings)
+        self.at_connect = state.held_after_connect(**settings)
         if self.made_state and self.idle_for_s < math.inf and self.raw.autocommit:
             # A receiver of connection_created made it, and only the server can tell what it is.
-            self.at_connect = postgres.held_state(self.raw)
+            self.at_connect = state.held_state(self.raw)
         self.made_state = self.unaskable = False
         self.is_connected = True
 
@@ -89,10 +88,10 @@ class Tenure:
         """
         try:
             if not pinned and not self.unaskable:
-                if postgres.held_state(self.raw) <= self.at_connect:
+                if state.held_state(self.raw) <= self.at_connect:
                     return False
                 self.made_state = True
-            postgres.mark_held_state(self.raw)
+            state.mark_held_state(self.raw)
         except driver.DriverError:
             # It ended meanwhile: its connection may go, unless somebody is to learn of the loss.
             return not self.wire.is_dead() or pinned or self.made_state

@@ -21,11 +21,12 @@ from django.db import Error, ProgrammingError
 from django.db import connections as django_connections
 from django.db.backends.base.base import NO_DB_ALIAS
 
-from conn_guard import conf, connections, origins
+from conn_guard import conf, connections
 from conn_guard.engine import driver, keeper
 from conn_guard.engine.cursors import Cursor, DebugCursor
 from conn_guard.engine.leaks import Opener
 from conn_guard.engine.tenure import Tenure
+from conn_guard.sessions import stamp
 
 if TYPE_CHECKING:
     from django.db.backends.postgresql.base import CursorDebugWrapper, DatabaseWrapper
@@ -92,7 +93,7 @@ class Guarded(_Base):
             view = (
                 connections.current_view() if settings.stamp_origin == "view" and not lasts else ""
             )
-            params["application_name"] = origins.stamp(name, os.getpid(), view)
+            params["application_name"] = stamp.stamp(name, os.getpid(), view)
         if isinstance(params["cursor_factory"], type):
             params["cursor_factory"] = driver.read(params["cursor_factory"])
         return params

@@ -1,9 +1,8 @@
-"""What the commands share on their way in: this room holds a parser that errs in one line and the
-reading of options.
+"""Reads the options of the commands; every error is one line and exit code 2.
 
-An option is read after parsing, so that ``call_command("idle_reaper",
-idle_for=timedelta(minutes=5))`` works as the command line does. Whatever is wrong is a CommandError
-with returncode 2."""
+Options are read after parsing, so that ``call_command("idle_reaper",
+idle_for=timedelta(minutes=5))`` works like the command line.
+"""
 
 from __future__ import annotations
 
@@ -18,45 +17,41 @@ from django.core.management.base import CommandError, CommandParser
 from django.db import connections
 
 from conn_guard import conf
-from conn_guard.policy import ANY_USER, Network
-from conn_guard.reports import Exit
+from conn_guard.sessions.policy import ANY_USER, Network
+from conn_guard.sessions.report import Exit
 from conn_guard.text import one_line
 
 
 class OneLineParser(CommandParser):
-    """Django's parser without the usage text around an error."""
+    """Django's parser, whose errors have no usage text."""
 
     def error(self, message: str) -> NoReturn:
-        """Say *message* in one line and exit with 2, or raise it where there is no command line."""
+        """Print *message* in one line and exit with 2; raise it when called from Python."""
         if self.called_from_command_line:
             self.exit(Exit.USAGE, f"CommandError: {one_line(message)}\n")
         raise wrong(message)
 
 
 def wrong(message: str) -> CommandError:
-    """Return the error of a command that was called wrongly."""
+    """Return the error for a wrong call of a command."""
     return CommandError(one_line(message), returncode=Exit.USAGE)
 
 
 def settings() -> conf.Settings:
-    """Return CONN_GUARD; the commands run no system checks, so they ask for its problems
-    themselves.
-    """
+    """Return CONN_GUARD; raise CommandError if it is wrong, because no system checks run."""
     if problems := conf.problems():
         raise wrong(" ".join(f"{problem.message} {problem.hint}" for problem in problems))
     return conf.current()
 
 
 def postgres_aliases(named: object, *, every: bool) -> tuple[list[str], list[str]]:
-    """Return the PostgreSQL aliases that are meant, and with *every* the ones left out because they
-    are none.
-    """
+    """Return the aliases to use, and with *every* those skipped because they aren't PostgreSQL."""
     if every:
         known = list(connections.settings)
-        meant = [alias for alias in known if _is_postgres(alias)]
-        if not meant:
+        chosen = [alias for alias in known if _is_postgres(alias)]
+        if not chosen:
             raise wrong("No alias of DATABASES is a PostgreSQL.")
-        return meant, [alias for alias in known if alias not in meant]
+        return chosen, [alias for alias in known if alias not in chosen]
     aliases = list(dict.fromkeys(texts(named))) or ["default"]
     for alias in aliases:
         if alias not in connections.settings:
@@ -71,7 +66,7 @@ def postgres_aliases(named: object, *, every: bool) -> tuple[list[str], list[str
 
 
 def texts(value: object) -> tuple[str, ...]:
-    """Return a repeatable option's values; Python callers may give one text or several."""
+    """Return the values of a repeatable option; Python callers may give one text or several."""
     if value is None:
         return ()
     if isinstance(value, str):
@@ -80,8 +75,9 @@ def texts(value: object) -> tuple[str, ...]:
 
 
 def duration(options: Mapping[str, Any], name: str, *, zero: bool = False) -> timedelta | None:
-    """Return the option *name* as a duration above zero, or from zero on; None where it isn't
-    given.
+    """Return the option *name* as a duration above zero, or with *zero* from zero on.
+
+    None if it isn't given.
     """
     value = options[name]
     if value is None:
@@ -96,7 +92,7 @@ def duration(options: Mapping[str, Any], name: str, *, zero: bool = False) -> ti
 
 
 def number(options: Mapping[str, Any], name: str) -> int | None:
-    """Return the option *name* as a whole number from zero on; None where it isn't given."""
+    """Return the option *name* as a whole number from zero on; None if it isn't given."""
     value = options[name]
     if value is None:
         return None
@@ -106,7 +102,7 @@ def number(options: Mapping[str, Any], name: str) -> int | None:
 
 
 def percent(options: Mapping[str, Any], name: str) -> float | None:
-    """Return the option *name* as a percentage; None where it isn't given."""
+    """Return the option *name* as a percentage; None if it isn't given."""
     value = options[name]
     if value is None:
         return None
@@ -120,7 +116,7 @@ def percent(options: Mapping[str, Any], name: str) -> float | None:
 
 
 def networks(options: Mapping[str, Any], name: str) -> tuple[Network, ...]:
-    """Return the option *name* as networks; an address is a network of one."""
+    """Return the option *name* as networks; an address is a network of one address."""
     read = []
     for each in texts(options[name]):
         try:
@@ -141,7 +137,7 @@ def roles(options: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def flag(name: str) -> str:
-    """Return the option *name* as people type it."""
+    """Return the option *name* as it is typed."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -149,5 +145,5 @@ def _is_postgres(alias: str) -> bool:
     try:
         return connections[alias].vendor == "postgresql"
     except (ImproperlyConfigured, ImportError):
-        # An engine that can't be loaded here, GDAL or a driver being absent, is judged by its name.
+        # An engine that can't be imported, for lack of GDAL or a driver, is judged by its name.
         return "postg" in connections.settings[alias]["ENGINE"]

@@ -9,7 +9,7 @@ from numbers import Real
 
 from conn_guard.checks.project import Alias, is_key
 from conn_guard.checks.registry import Found, Rule
-from conn_guard.origins import NAME_BYTES
+from conn_guard.sessions.stamp import NAME_BYTES
 from conn_guard.text import shown
 
 # Source: PQconndefaults() of libpq 14 to 18. An older libpq reports an option that it doesn't know

@@ -1,4 +1,4 @@
-"""``manage.py idle_reaper``: this room holds the reaper's door, arguments in and reports out."""
+"""``manage.py idle_reaper``: turns arguments into values, reaps, and prints the reports."""
 
 from __future__ import annotations
 
@@ -16,42 +16,39 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from conn_guard.checks import reaping_message
 from conn_guard.conf import Settings
 from conn_guard.management import arguments
-from conn_guard.policy import Policy
-from conn_guard.reaper import Orders, Reaper, ReaperError, Stop, reap_all, write_metrics
-from conn_guard.reports import (
-    Exit,
-    Report,
-    render_advice,
-    render_bar,
-    render_failure,
-    render_json,
-    render_line,
-    render_table,
-)
+from conn_guard.sessions.policy import Policy
+from conn_guard.sessions.reaper import Reaper, RunOptions, reap_all
+from conn_guard.sessions.render.advice import render_advice
+from conn_guard.sessions.render.json import render_json
+from conn_guard.sessions.render.metrics import write_metrics
+from conn_guard.sessions.render.text import render_bar, render_failure, render_line, render_table
+from conn_guard.sessions.report import Exit, Report, RunError
+from conn_guard.sessions.stop import Stop
 from conn_guard.text import duration, one_line
 
-RISKY = timedelta(seconds=30)
-"""A shorter threshold than this ends sessions in the pauses of many a healthy application."""
-WORTH_A_BAR = 100
+RISKY_BELOW = timedelta(seconds=30)
+"""A shorter threshold ends sessions that a healthy application is about to use."""
+BAR_ABOVE = 100
+"""A progress bar is drawn for more signals than this."""
 
 
 class Command(BaseCommand):
     help = (
         "Terminates the sessions of the alias's own role and database that have been idle for"
         " CONN_GUARD['REAP_IDLE_FOR'] (10 minutes) or longer; --dry-run shows them and signals"
-        " nobody. Exit codes: 0 done; 1 unexpected error; 2 usage or configuration; 3 a signal"
+        " none. Exit codes: 0 done; 1 unexpected error; 2 usage or configuration; 3 a signal"
         " failed or a session survived; 4 sessions of the scope are hidden; 5 no connection."
     )
     requires_system_checks: list[str] = []  # noqa: RUF012 - Django's own spelling
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        """Return Django's parser, with errors of one line."""
+        """Return Django's parser, with errors on one line."""
         parser = super().create_parser(prog_name, subcommand, **kwargs)
-        parser.__class__ = arguments.OneLineParser  # Django lets nobody choose the class
+        parser.__class__ = arguments.OneLineParser  # Django has no option for it
         return parser
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Add the options; they are read in _policy(), _orders() and _run()."""
+        """Add the options, which _policy(), _run_options() and _run() read."""
         add = parser.add_argument
         which = parser.add_mutually_exclusive_group()
         which.add_argument(
@@ -61,18 +58,20 @@ class Command(BaseCommand):
             help="An alias of DATABASES. Default: default.",
         )
         which.add_argument(
-            "--all-databases", action="store_true", help="Every PostgreSQL alias, each place once."
+            "--all-databases",
+            action="store_true",
+            help="Every PostgreSQL alias, each server, database and role once.",
         )
         add(
             "--idle-for",
             metavar="DURATION",
-            help="Idle for at least 90s, 10m, 2h. Default: REAP_IDLE_FOR.",
+            help="How long a session must be idle: 90s, 10m, 2h. Default: REAP_IDLE_FOR.",
         )
         add(
             "--idle-in-transaction-for",
             metavar="DURATION",
             help=(
-                "Also sessions idle in a transaction for so long. Default:"
+                "End sessions that are idle in a transaction for this long, too. Default:"
                 " REAP_IDLE_IN_TRANSACTION_FOR; None spares them."
             ),
         )
@@ -80,19 +79,19 @@ class Command(BaseCommand):
             "--application-name",
             action="append",
             metavar="GLOB",
-            help="Only sessions of such a name.",
+            help="Only sessions with this application_name.",
         )
         add(
             "--exclude-application-name",
             action="append",
             metavar="GLOB",
-            help="Spare sessions of such a name.",
+            help="Spare sessions with this application_name.",
         )
         add(
             "--user",
             action="append",
             metavar="ROLE",
-            help="Sessions of this role, not of ours; '*' means every role.",
+            help="Sessions of this role instead of the login role's; '*' means every role.",
         )
         add("--exclude-user", action="append", metavar="ROLE", help="Spare sessions of this role.")
         add(
@@ -105,7 +104,7 @@ class Command(BaseCommand):
             "--exclude-client",
             action="append",
             metavar="CIDR",
-            help="Spare sessions from this network, a pooler's for one.",
+            help="Spare sessions from this network or address, for example a pooler's.",
         )
         add("--any-database", action="store_true", help="Sessions in every database of the server.")
         add(
@@ -117,48 +116,48 @@ class Command(BaseCommand):
         add(
             "--when-above",
             metavar="PERCENT",
-            help="Act only while more than so much of the usable slots is taken.",
+            help="Signal sessions only while more than this share of the usable slots is taken.",
         )
-        add("--dry-run", action="store_true", help="Show the same decisions and signal nobody.")
+        add("--dry-run", action="store_true", help="Show the same decisions and signal no session.")
         add(
             "--format",
             choices=["text", "json"],
             default="text",
-            help="Default: text. json is one object a line.",
+            help="Default: text. json prints one object on each line.",
         )
         add(
             "--metrics-file",
             metavar="PATH",
-            help="Write the figures of the run for Prometheus' textfile collector.",
+            help="Write metrics for Prometheus' textfile collector.",
         )
         add(
             "--wait",
             metavar="DURATION",
             default="5s",
-            help="How long sessions may take to leave. Default: 5s.",
+            help="How long signalled sessions may take to end. Default: 5s.",
         )
         add(
             "--every",
             metavar="DURATION",
-            help="Stay and repeat, on one session that is kept open, until SIGTERM.",
+            help="Repeat until SIGTERM, on one session that is kept open.",
         )
         add(
             "--advise",
             action="store_true",
-            help="Print the SQL that would do this inside the server, and signal nobody.",
+            help="Print the SQL by which the server does this itself, and signal no session.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Reap; whatever goes wrong is a CommandError whose returncode is the exit code."""
+        """Reap; every failure is a CommandError whose returncode is the exit code."""
         try:
             self._run(options)
         except CommandError:
             raise
-        except ReaperError as error:
+        except RunError as error:
             raise CommandError(one_line(str(error)), returncode=error.exit_code) from None
         except Exception as error:
-            told = f"Unexpected {type(error).__name__}: {one_line(str(error))}"
-            raise CommandError(told, returncode=Exit.UNEXPECTED) from error
+            message = f"Unexpected {type(error).__name__}: {one_line(str(error))}"
+            raise CommandError(message, returncode=Exit.UNEXPECTED) from error
 
     def _run(self, options: Mapping[str, Any]) -> None:
         settings = arguments.settings()
@@ -169,11 +168,16 @@ class Command(BaseCommand):
         every = arguments.duration(options, "every")
         at_most = arguments.number(options, "max")
         metrics = _metrics_path(options)
-        self._told: set[str] = set()
+        self._noted: set[str] = set()
         stop = Stop()
         reapers = [
             Reaper(
-                alias, policy, _orders(options, settings, alias), stop=stop, progress=self._progress
+                alias,
+                policy,
+                _run_options(options, settings, alias),
+                stop=stop,
+                progress=self._progress,
+                tell=self._tell if options["verbosity"] else None,
             )
             for alias in aliases
         ]
@@ -184,7 +188,7 @@ class Command(BaseCommand):
             ):
                 self.stderr.write(one_line(line))
         with ExitStack() as stack:
-            stack.enter_context(_heard_by(stop))
+            stack.enter_context(_stopped_by_signals(stop))
             for reaper in reapers:
                 stack.enter_context(reaper)
             if options["advise"]:
@@ -214,10 +218,10 @@ class Command(BaseCommand):
             faults = sorted(
                 (each for each in reports if each.exit_code), key=lambda each: each.exit_code
             )
-            is_hopeless = is_first and any(
+            is_final = is_first and any(
                 each.exit_code in (Exit.USAGE, Exit.BLIND) for each in faults
             )
-            if faults and (every is None or is_hopeless):
+            if faults and (every is None or is_final):
                 for report in faults[:-1]:
                     self.stderr.write(render_failure(report))
                 raise CommandError(render_failure(faults[-1]), returncode=faults[-1].exit_code)
@@ -242,9 +246,9 @@ class Command(BaseCommand):
         if not options["verbosity"]:
             return
         for note in report.notes:
-            if note not in self._told:  # --every says it once
+            if note not in self._noted:  # with --every, a note is written once
                 self.stderr.write(one_line(note))
-                self._told.add(note)
+                self._noted.add(note)
         if report.mirror_of is not None:
             return
         if options["format"] == "json":
@@ -263,8 +267,12 @@ class Command(BaseCommand):
             self.stdout.write(render_line(report), paint)
         self.stdout.flush()
 
+    def _tell(self, line: str) -> None:
+        self.stderr.write(one_line(line))
+        self.stderr.flush()
+
     def _progress(self, done: int, due: int) -> None:
-        if due > WORTH_A_BAR and self.stderr.isatty():
+        if due > BAR_ABOVE and self.stderr.isatty():
             self.stderr.write(f"\r{render_bar(done, due)}", ending="" if done < due else "\r\x1b[K")
             self.stderr.flush()
 
@@ -288,29 +296,30 @@ def _policy(options: Mapping[str, Any], settings: Settings) -> Policy:
     )
 
 
-def _orders(options: Mapping[str, Any], settings: Settings, alias: str) -> Orders:
-    return Orders(
+def _run_options(options: Mapping[str, Any], settings: Settings, alias: str) -> RunOptions:
+    return RunOptions(
         dry_run=options["dry_run"],
         wait=arguments.duration(options, "wait", zero=True) or timedelta(0),
         when_above=arguments.percent(options, "when_above"),
         pooled=settings.pooler.get(alias) == "session",
-        stays=options["every"] is not None,
+        repeats=options["every"] is not None,
     )
 
 
 def _metrics_path(options: Mapping[str, Any]) -> Path | None:
-    if options["metrics_file"] is None or options["dry_run"]:
+    if options["metrics_file"] is None:
         return None
     path = Path(options["metrics_file"])
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise arguments.wrong(
-            f"--metrics-file: {str(path)!r} can't be written: its folder has to exist and be ours."
+            f"--metrics-file: {str(path)!r} can't be written: its folder has to exist and be"
+            " writable."
         )
     return path
 
 
 def _warnings(policy: Policy, aliases: Sequence[str]) -> Iterator[str]:
-    if policy.idle_for < RISKY:
+    if policy.idle_for < RISKY_BELOW:
         yield (
             f"The threshold is {duration(policy.idle_for.total_seconds())}: below 30s a session may"
             " be ended in the pause between two requests."
@@ -321,20 +330,20 @@ def _warnings(policy: Policy, aliases: Sequence[str]) -> Iterator[str]:
 
 
 @contextmanager
-def _heard_by(stop: Stop) -> Iterator[None]:
-    """Let SIGTERM and SIGINT ask *stop*; a second one acts as it would have without us."""
+def _stopped_by_signals(stop: Stop) -> Iterator[None]:
+    """Let the first SIGTERM or SIGINT set *stop*; the second acts as it did before the block."""
     earlier: dict[int, Any] = {}
 
     def ask(signum: int, frame: object) -> None:
         stop.signum = signum
         signal.signal(signum, earlier[signum])
 
-    # Only the main thread hears signals, and call_command runs in any.
+    # Only the main thread may set handlers; call_command may run in another.
     with suppress(ValueError):
         for asked in (signal.SIGTERM, signal.SIGINT):
             earlier[asked] = signal.signal(asked, ask)
     try:
         yield
     finally:
-        for heard, handler in earlier.items():
-            signal.signal(heard, handler)
+        for signum, handler in earlier.items():
+            signal.signal(signum, handler)

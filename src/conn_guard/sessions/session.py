@@ -1,6 +1,4 @@
-"""A session as the server shows it: this room holds the row of pg_stat_activity that everybody else
-judges or prints.
-"""
+"""A session of the server as a value, and how its state and last statement are read."""
 
 from __future__ import annotations
 
@@ -11,11 +9,11 @@ from enum import Enum
 
 CLIENT_BACKEND = "client backend"
 REAPER_APPLICATION = "conn_guard:idle_reaper"
-"""The application_name of the reaper's own session, by which reapers know and spare each other."""
+"""The application_name of the reaper's own session; other reapers spare it by this name."""
 
 
 class State(Enum):
-    """What the server says that a session is doing; the values are the server's own words."""
+    """The state of a session in the server's own words."""
 
     ACTIVE = "active"
     IDLE = "idle"
@@ -28,9 +26,7 @@ class State(Enum):
 
     @classmethod
     def named(cls, text: str | None) -> State | None:
-        """Return the state that *text* names, UNKNOWN for a word of a later server and None for a
-        row without one.
-        """
+        """Return the state named *text*; UNKNOWN for a word of a later server, None for None."""
         if text is None:
             return None
         try:
@@ -39,13 +35,11 @@ class State(Enum):
             return cls.UNKNOWN
 
 
-AT_REST_IN_TRANSACTION = (State.IDLE_IN_TRANSACTION, State.IDLE_IN_TRANSACTION_ABORTED)
+IN_TRANSACTION = (State.IDLE_IN_TRANSACTION, State.IDLE_IN_TRANSACTION_ABORTED)
 
 
 class LastStatement(Enum):
-    """What the text of a session's last statement tells about the session; the text itself is never
-    kept.
-    """
+    """The kind of a session's last statement; the text itself is never kept."""
 
     OTHER = "other"
     LISTEN = "listen"
@@ -54,9 +48,7 @@ class LastStatement(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """One row of pg_stat_activity with what other views tell about it, all of one moment on the
-    server's clock.
-    """
+    """One row of pg_stat_activity with its locks and temporary tables, on the server's clock."""
 
     pid: int
     backend_start: datetime | None
@@ -65,19 +57,19 @@ class Session:
     database: str | None
     application_name: str
     application: str
-    """The application_name without the engine's stamp: what reports and ``--keep`` group by."""
+    """The application_name without the engine's stamp; reports and ``--keep`` group by it."""
     client: str | None
     """The client's address; None for a Unix socket."""
     state: State | None
     state_change: datetime | None
     observed_at: datetime
-    """When the server formed this row, on its own clock."""
+    """The time on the server's clock at which the row was read."""
     hidden: bool = False
-    """The server masks the row: our role may not see what the session does."""
+    """The server masks the row, because our role may not see other roles' sessions."""
     is_self: bool = False
     is_superuser: bool = False
     may_signal: bool = True
-    """Our role has the right to signal this session's role (a superuser's session aside)."""
+    """Our role may signal this session's role; superusers' sessions count as permitted here."""
     in_transaction: bool = False
     waits_for_client: bool = True
     last_statement: LastStatement = LastStatement.OTHER
@@ -85,8 +77,18 @@ class Session:
     holds_temp_table: bool = False
 
     @property
+    def is_idle(self) -> bool:
+        """Whether this is a client's session in state ``idle``, and not a reaper's own."""
+        return (
+            self.state is State.IDLE
+            and self.backend_type == CLIENT_BACKEND
+            and not self.is_self
+            and self.application_name != REAPER_APPLICATION
+        )
+
+    @property
     def in_state_for(self) -> timedelta:
-        """How long the session has been in its state; zero where the server doesn't say."""
+        """How long the session has been in its state; zero where the server doesn't tell."""
         return self.observed_at - self.state_change if self.state_change else timedelta(0)
 
 
@@ -97,10 +99,11 @@ _HOLDS_STATE = re.compile(rf"^{_COMMENTS}?/\* conn_guard:holds-state \*/")
 
 
 def last_statement(text: str | None) -> LastStatement:
-    """Return what the *text* of a session's last statement tells about it.
+    """Return the kind of the statement *text*.
 
-    Leading comments are skipped, nested ones too, and each statement of a string of several counts:
-    a doubt spares."""
+    Leading comments are skipped, nested ones too. In a string of several statements, one LISTEN
+    is enough: in doubt the session is spared.
+    """
     if not text:
         return LastStatement.OTHER
     if _HOLDS_STATE.match(text):

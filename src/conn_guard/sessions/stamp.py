@@ -1,24 +1,21 @@
-"""Where a session comes from, written into its application_name: this room holds the stamp that the
-engine appends.
-"""
+"""The stamp of process id and view that the engine appends to the application_name."""
 
 from __future__ import annotations
 
 import re
 
 NAME_BYTES = 63
-"""Bytes of application_name that PostgreSQL keeps (NAMEDATALEN - 1). Source: PostgreSQL
-documentation, application_name.
-"""
+"""Bytes of application_name that PostgreSQL keeps. Source: its documentation, application_name."""
 
 _STAMP = re.compile(r"(?P<name>.+?):[1-9][0-9]{0,9}(?::.*)?", re.DOTALL)
 
 
 def stamp(name: str, pid: int, view: str = "") -> str:
-    """Return *name* with the process id, and with the view where one is given, in at most 63 bytes.
+    """Return *name* with the process id and the view appended, in at most 63 bytes.
 
-    The view is cut between characters; a name that leaves no room for the whole process id stays as
-    it is, because half a process id would point at another process."""
+    The view is cut between characters. A name that leaves too few bytes for the process id stays
+    as it is, because half a process id would name another process.
+    """
     stamped = f"{name}:{pid}"
     if len(stamped.encode()) > NAME_BYTES:
         return name
@@ -28,7 +25,7 @@ def stamp(name: str, pid: int, view: str = "") -> str:
 
 
 def unstamped(application_name: str) -> str:
-    """Return *application_name* without what :func:`stamp` appended."""
+    """Return *application_name* without the process id and view that :func:`stamp` appended."""
     match = _STAMP.fullmatch(application_name)
     return match["name"] if match else application_name
 

@@ -1,6 +1,4 @@
-"""Who may be ended: this room holds the rules, as a table in which the first reason to spare a
-session wins.
-"""
+"""Judges which sessions to end: a table of reasons, of which the first that holds wins."""
 
 from __future__ import annotations
 
@@ -11,9 +9,9 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
-from conn_guard.sessions import (
-    AT_REST_IN_TRANSACTION,
+from conn_guard.sessions.session import (
     CLIENT_BACKEND,
+    IN_TRANSACTION,
     REAPER_APPLICATION,
     LastStatement,
     Session,
@@ -25,13 +23,13 @@ ANY_USER = "*"
 
 
 class Verdict(Enum):
-    """What is to become of a session; the value is the reason that reports and metrics carry."""
+    """The judgement on a session; the value is the reason in reports and metrics."""
 
     REAP = "idle"
-    # Not due: nothing to spare, because nothing would happen to it.
+    # Not due: the session is in use, or not idle for long enough.
     ACTIVE = "active"
     TOO_YOUNG = "too_young"
-    # Spared: reasons that a report shows and counts.
+    # Spared: the session is due, and one of these reasons keeps it.
     SELF = "self"
     REAPER = "reaper"
     BACKEND_TYPE = "backend_type"
@@ -50,14 +48,15 @@ class Verdict(Enum):
 
     @property
     def spares(self) -> bool:
-        """Whether this is a reason to spare a session that would be ended otherwise."""
+        """Whether this is a reason to spare a session that is due."""
         return self not in (Verdict.REAP, Verdict.ACTIVE, Verdict.TOO_YOUNG)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Whom the operator means, and whom never; *login_role* and *database* are those of the
-    reaper's own session.
+    """The sessions that the operator chose, and those to spare.
+
+    *login_role* and *database* are those of the reaper's own session.
     """
 
     idle_for: timedelta
@@ -76,7 +75,10 @@ class Policy:
     keep: int = 0
 
     def names(self, session: Session) -> bool:
-        """Return whether the scope names *session*, by what even a plain role sees of it."""
+        """Return whether *session* is in scope by role, database and application_name alone.
+
+        A role without grants sees these three of every session, and nothing else.
+        """
         return (
             self._names_user(session.user)
             and (self.any_database or session.database == self.database)
@@ -84,13 +86,11 @@ class Policy:
         )
 
     def covers(self, session: Session) -> bool:
-        """Return whether *session* is in the scope."""
+        """Return whether *session* is in scope."""
         return self.names(session) and (not self.clients or within(session.client, self.clients))
 
     def protects_superuser(self, session: Session) -> bool:
-        """Return whether *session* is a superuser's that nobody named: neither as login role nor by
-        ``--user``.
-        """
+        """Return whether *session* is a superuser's, neither the login role's nor in ``users``."""
         return (
             session.is_superuser
             and session.user != self.login_role
@@ -98,17 +98,15 @@ class Policy:
         )
 
     def excludes_name(self, session: Session) -> bool:
-        """Return whether the operator excluded *session* by its role or its application_name."""
+        """Return whether an exclusion matches the role or the application_name of *session*."""
         return session.user in self.excluded_users or matches(session, self.excluded_applications)
 
     def protects_application(self, session: Session) -> bool:
-        """Return whether the project protects *session* by its application_name."""
+        """Return whether PROTECTED_APPLICATIONS matches *session*."""
         return matches(session, self.protected_applications)
 
     def might_reap(self, session: Session) -> bool:
-        """Return whether *session* could become a victim, as far as its role, database and
-        application_name tell.
-        """
+        """Return whether *session* may be due, by role, database and application_name alone."""
         return (
             not session.is_self
             and session.user is not None
@@ -127,34 +125,34 @@ class Policy:
 
 
 def matches(session: Session, globs: Iterable[str]) -> bool:
-    """Return whether one of *globs* matches the session's full name or its name without a stamp;
-    case counts.
+    """Return whether one of *globs* matches the application_name, with or without its stamp.
+
+    Matching is case-sensitive.
     """
     names = (session.application_name, session.application)
     return any(fnmatchcase(name, glob) for glob in globs for name in names)
 
 
 def within(client: str | None, networks: Iterable[Network]) -> bool:
-    """Return whether the address *client* lies in one of *networks*; a Unix socket lies in none."""
+    """Return whether the address *client* is in one of *networks*; None is in none."""
     return client is not None and any(ip_address(client) in network for network in networks)
 
 
 def judge(session: Session, policy: Policy) -> Verdict:
-    """Return the verdict on *session*; the first reason wins, and only proven rest is reaped."""
+    """Return the verdict on *session*; the first reason to spare it wins."""
     for verdict, holds in _REASONS:
         if holds(session, policy):
             return verdict
-    return Verdict.REAP if _rests(session) else Verdict.ACTIVE
+    return Verdict.REAP if _is_idle(session) else Verdict.ACTIVE
 
 
 def keep_recent(
     judged: Iterable[tuple[Session, Verdict]], keep: int
 ) -> list[tuple[Session, Verdict]]:
-    """Return *judged* in its order with the *keep* most recently used sessions of each role and
-    application spared.
+    """Return *judged* with the *keep* most recently used sessions of each application spared.
 
-    Every session of a group counts towards the number, also one in use: it is the most recently
-    used of all."""
+    Sessions are grouped by role and application. A session in use counts as the most recent.
+    """
     judged = list(judged)
     if not keep:
         return judged
@@ -164,7 +162,7 @@ def keep_recent(
         if not session.is_self and session.backend_type == CLIENT_BACKEND:
             groups.setdefault((session.user, session.application), []).append(session)
     for group in groups.values():
-        group.sort(key=lambda each: (each.state in _AT_REST, each.in_state_for))
+        group.sort(key=lambda each: (each.state in _IDLE, each.in_state_for))
         kept.update(each.pid for each in group[:keep])
     return [
         (session, Verdict.KEEP if verdict is Verdict.REAP and session.pid in kept else verdict)
@@ -172,31 +170,32 @@ def keep_recent(
     ]
 
 
-_AT_REST = (State.IDLE, *AT_REST_IN_TRANSACTION)
+_IDLE = (State.IDLE, *IN_TRANSACTION)
 
 
 def _in_use(session: Session, _: Policy) -> bool:
-    return session.state not in (*_AT_REST, State.DISABLED) and not session.hidden
+    return session.state not in (*_IDLE, State.DISABLED) and not session.hidden
 
 
 def _too_young(session: Session, policy: Policy) -> bool:
     threshold = policy.idle_for
-    if session.state in AT_REST_IN_TRANSACTION and policy.idle_in_transaction_for is not None:
+    if session.state in IN_TRANSACTION and policy.idle_in_transaction_for is not None:
         threshold = policy.idle_in_transaction_for
-    return session.state in _AT_REST and session.in_state_for < threshold
+    return session.state in _IDLE and session.in_state_for < threshold
 
 
-def _rests(session: Session) -> bool:
-    # A transaction in state idle, or a backend that waits for anything but its client, has just
-    # stirred or is about to.
+def _is_idle(session: Session) -> bool:
+    # A backend in state idle that has a transaction, or waits for anything but its client, has just
+    # begun or ended a statement.
     if not session.waits_for_client:
         return False
-    return session.state in AT_REST_IN_TRANSACTION or (
+    return session.state in IN_TRANSACTION or (
         session.state is State.IDLE and not session.in_transaction
     )
 
 
-# The order is the meaning: who it is, whether it rests long enough, who protects it, what it holds.
+# The order matters: a session in use or too young is never counted as spared, except for the first
+# three reasons, which hold whatever the session does.
 _REASONS: tuple[tuple[Verdict, Callable[[Session, Policy], bool]], ...] = (
     (Verdict.SELF, lambda session, _: session.is_self),
     (Verdict.REAPER, lambda session, _: session.application_name == REAPER_APPLICATION),
@@ -215,7 +214,7 @@ _REASONS: tuple[tuple[Verdict, Callable[[Session, Policy], bool]], ...] = (
     (
         Verdict.IDLE_IN_TRANSACTION,
         lambda session, policy: (
-            session.state in AT_REST_IN_TRANSACTION and policy.idle_in_transaction_for is None
+            session.state in IN_TRANSACTION and policy.idle_in_transaction_for is None
         ),
     ),
     (Verdict.ADVISORY_LOCK, lambda session, _: session.holds_advisory_lock),

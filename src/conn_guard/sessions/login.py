@@ -1,0 +1,374 @@
+"""Logs in on a session of our own, in place of the application's connection, and tries again."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import Error, InterfaceError, OperationalError, connections
+from django.db.utils import load_backend
+
+from conn_guard.sessions.refused import advice
+from conn_guard.sessions.report import Exit, RunError
+from conn_guard.sessions.session import REAPER_APPLICATION
+from conn_guard.sessions.stop import Stop
+from conn_guard.text import one_line
+
+logger = logging.getLogger("conn_guard.postgres")
+
+LOG_IN_FOR = timedelta(seconds=30)
+"""How long a failing login is tried again: slots become free as connections end."""
+
+# libpq reports the backend pid received at login; a pooler reports a made-up one. Where the two
+# differ, a SET or a lock of ours would stay on a session that the pooler gives to other clients.
+BACKEND_PID = "SELECT pg_catalog.pg_backend_pid() AS backend_pid"
+
+# search_path: our statements must call the catalogue's functions, never a user's of the same name.
+# role: ALTER ROLE ... SET role would hide the login role's own sessions. Timeouts: a reaper that
+# hangs would keep its lock. idle_session_timeout: --every must outlive the setting that we
+# recommend. force_generic_plan: the prepared statement is planned once.
+SET_UP = """
+SELECT pg_catalog.set_config('search_path', 'pg_catalog', false),
+       pg_catalog.set_config('role', 'none', false),
+       pg_catalog.set_config('statement_timeout', '10s', false),
+       pg_catalog.set_config('lock_timeout', '5s', false),
+       pg_catalog.set_config('idle_in_transaction_session_timeout', '10s', false),
+       pg_catalog.set_config('idle_session_timeout', '0', false),
+       pg_catalog.set_config('plan_cache_mode', 'force_generic_plan', false)
+"""
+
+# session_user, not current_user: the application's sessions belong to the role that logs in.
+IDENTITY = """
+SELECT session_user::text AS login_role,
+       current_database()::text AS database,
+       current_setting('server_version_num')::int AS version_num,
+       (SELECT rolsuper FROM pg_roles WHERE rolname = session_user) AS is_superuser,
+       (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint AS started_us
+"""
+
+# A statement of its own: some providers revoke the function, and then only the number is missing.
+SYSTEM_IDENTIFIER = "SELECT system_identifier FROM pg_control_system()"
+
+# A pooler in session mode keeps the session after we close it, and some are configured to reset
+# nothing: our lock and settings would stay.
+DISCARD = "DISCARD ALL"
+
+# A URL or a password that was written where a name belongs.
+_SECRETS = re.compile(r"[a-z+]+://[^\s'\"]+|password\s*=\s*('[^']*'|\S+)", re.IGNORECASE)
+
+# Keys of OPTIONS for Django, a pool or the application's connections; the other keys are libpq's.
+_NOT_LIBPQ = {
+    "assume_role",
+    "autocommit",
+    "connection_factory",
+    "context",
+    "cursor_factory",
+    "isolation_level",
+    "pool",
+    "prepare_threshold",
+    "row_factory",
+    "server_side_binding",
+}
+_OUR_OPTIONS = {
+    "application_name": REAPER_APPLICATION,
+    # Empty, not absent: without it libpq takes PGOPTIONS, and poolers refuse startup options.
+    "options": "",
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+
+T = TypeVar("T")
+Parameters = Mapping[str, Any] | Sequence[Any] | None
+
+
+class LostError(Exception):
+    """Our own session ended during the run; the text is the server's or the driver's."""
+
+
+class PooledError(Exception):
+    """A pooler stands between us and the server, so our session is shared."""
+
+
+class TooOldError(Exception):
+    """The server is older than PostgreSQL 14."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The server, database and login role of a session; equal for aliases of the same place."""
+
+    system_identifier: int | None
+    started_us: int
+    login_role: str
+    database: str
+
+
+def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the *settings* of an alias, changed for a session of our own."""
+    given = settings.get("OPTIONS") or {}
+    # libpq's keys are lower case; a third party's engine reads upper-case ones such as MAX_CONNS.
+    options = {
+        name: value for name, value in given.items() if name.islower() and name not in _NOT_LIBPQ
+    }
+    return {
+        **settings,
+        "ENGINE": "django.db.backends.postgresql",
+        "AUTOCOMMIT": True,
+        "ATOMIC_REQUESTS": False,
+        "CONN_MAX_AGE": 0,
+        "CONN_HEALTH_CHECKS": False,
+        "TIME_ZONE": None,
+        "OPTIONS": {**options, **_OUR_OPTIONS},
+    }
+
+
+class OwnSession:
+    """Our own session on the server of an alias; use it from one thread and close it."""
+
+    def __init__(self, alias: str, *, pooled: bool = False) -> None:
+        """Log in; *pooled* says that the project declared a pooler in session mode.
+
+        Raises PooledError, TooOldError, LostError, ImproperlyConfigured and Django's database
+        errors.
+        """
+        self.alias = alias
+        self.connection = _connect(alias)
+        self._cursor: Any = None
+        self._is_pooled = False
+        try:
+            self._refuse_pooler(pooled=pooled)
+            if self.connection.pg_version < 140000:
+                raise TooOldError
+            self.row(SET_UP)
+            identity = self.row(IDENTITY)
+            self.login_role: str = identity["login_role"]
+            self.database: str = identity["database"]
+            self.version_num: int = identity["version_num"]
+            self.is_superuser: bool = identity["is_superuser"]
+            self.identity = Identity(
+                self._system_identifier(), identity["started_us"], self.login_role, self.database
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def address(self) -> str:
+        """``role@host:port/database`` of this session, without a password."""
+        info = self.connection.connection.info
+        host = f"[{info.host}]" if ":" in (info.host or "") else info.host or "local"
+        return f"{self.login_role}@{host}:{info.port}/{self.database}"
+
+    def row(self, statement: str, parameters: Parameters = None) -> dict[str, Any]:
+        """Run *statement* and return its only row by column name."""
+        return self.rows(statement, parameters)[0]
+
+    def value(self, statement: str, parameters: Parameters = None) -> Any:
+        """Run *statement* and return the only column of its first row; None if it has no rows."""
+        row = self._run(statement, parameters, lambda cursor: cursor.fetchone())
+        return None if row is None else row[0]
+
+    def rows(self, statement: str, parameters: Parameters = None) -> list[dict[str, Any]]:
+        """Run *statement* and return its rows by column name."""
+        return self._run(statement, parameters, named_rows)
+
+    def _run(self, statement: str, parameters: Parameters, fetch: Callable[[Any], T]) -> T:
+        """Run *statement* and fetch its result.
+
+        Raises LostError if our session ended, and else Django's database errors.
+        """
+        if self.connection.connection is None:
+            raise LostError("the session was closed")
+        try:
+            # One cursor for all statements: making one takes as long as a signal's round trip.
+            if self._cursor is None:
+                self._cursor = self.connection.cursor()
+            self._cursor.execute(statement, parameters)
+            return fetch(self._cursor)
+        except Error as error:
+            if self.connection.connection is None or self.connection.connection.closed:
+                raise LostError(str(error)) from error
+            raise
+
+    def close(self) -> None:
+        """End the session; errors are logged, not raised."""
+        try:
+            if self._is_pooled:
+                self.rows(DISCARD)
+        except (Error, LostError):
+            logger.debug("The pooler's session could not be reset.", exc_info=True)
+        try:
+            self.connection.close()
+        except Error:
+            logger.debug("Our own session could not be closed.", exc_info=True)
+
+    def _refuse_pooler(self, *, pooled: bool) -> None:
+        on_server = self.row(BACKEND_PID)["backend_pid"]
+        is_pooled = self.connection.connection.info.backend_pid != on_server
+        if is_pooled and not pooled:
+            raise PooledError
+        self._is_pooled = is_pooled
+
+    def _system_identifier(self) -> int | None:
+        try:
+            return int(self.row(SYSTEM_IDENTIFIER)["system_identifier"])
+        except Error:
+            return None
+
+
+def named_rows(cursor: Any) -> list[dict[str, Any]]:
+    """Return the rows of *cursor* by column name; none if the statement returns no rows."""
+    if cursor.description is None:
+        return []
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def _connect(alias: str) -> Any:
+    """Return a connection by Django's own engine, in autocommit, on which nothing was sent yet.
+
+    Django's first statements are left out: a time zone that is set before the check for a pooler
+    would stay on the pooler's session. ``connection_created`` isn't sent: a project's receiver
+    that runs ``SET ROLE`` would hide the sessions that we look for.
+    """
+    connection = load_backend("django.db.backends.postgresql").DatabaseWrapper(
+        own_settings(connections.settings[alias]), alias
+    )
+    connection.queries_log = deque(maxlen=0)  # with DEBUG, Django would keep every statement
+    with connection.wrap_database_errors:
+        connection.connection = connection.get_new_connection(connection.get_connection_params())
+        connection.set_autocommit(True)
+    connection.run_on_commit = []
+    return connection
+
+
+def log_in(
+    alias: str,
+    *,
+    pooled: bool,
+    stop: Stop,
+    tell: Callable[[str], None],
+    earlier: OwnSession | None = None,
+) -> OwnSession:
+    """Return a session for *alias*; a login that fails is tried again for LOG_IN_FOR.
+
+    After the first failure *tell* gets a line that says so, and each alias that differs in USER
+    and PASSWORD alone is tried once. *earlier* is a closed session of the same alias, which knows
+    the server's version and whether the role is a superuser.
+
+    Raises RunError: Exit.UNREACHABLE, or Exit.USAGE where trying again can't help.
+    """
+    until = time.monotonic() + LOG_IN_FOR.total_seconds()
+    is_first = True
+    while True:
+        try:
+            return OwnSession(alias, pooled=pooled)
+        except PooledError:
+            raise RunError(Exit.USAGE, _pooled(alias)) from None
+        except TooOldError:
+            raise RunError(
+                Exit.USAGE, f"The server of {alias!r} is older than PostgreSQL 14."
+            ) from None
+        except (LostError, OperationalError, InterfaceError) as error:
+            said = one_line(error_text(error, alias))
+        except (Error, ImproperlyConfigured) as error:
+            message = f"DATABASES[{alias!r}] leads to no session: {error_text(error, alias)}"
+            raise RunError(Exit.USAGE, message) from None
+        if is_first:
+            is_first = False
+            seconds = f"{LOG_IN_FOR.total_seconds():g}"
+            tell(f"{alias}: can't log in yet, trying for {seconds} s: {said}")
+            if (session := _by_another_role(alias)) is not None:
+                user = connections.settings[alias]["USER"]
+                tell(
+                    f"{alias}: logged in by the alias {session.alias!r}, to judge {user}'s sessions"
+                )
+                return session
+        if stop.signum is not None or time.monotonic() >= until:
+            cures = advice(
+                said,
+                role=connections.settings[alias].get("USER") or "",
+                aliases=list(_of_same_server(alias)),
+                version_num=earlier.version_num if earlier else None,
+                is_superuser=earlier.is_superuser if earlier else None,
+            )
+            separator = "" if said.endswith((".", "!", "?")) else "."
+            raise RunError(Exit.UNREACHABLE, f"{alias}: can't connect: {said}{separator} {cures}")
+        stop.sleep(random.uniform(0.1, 0.5))  # noqa: S311 - jitter, no secret
+
+
+def _by_another_role(alias: str) -> OwnSession | None:
+    """Return a session for the first alias that differs in USER and PASSWORD alone and gets in."""
+    for other in _of_same_server(alias, same_database=True):
+        try:
+            return OwnSession(other)
+        except (Error, ImproperlyConfigured, LostError, PooledError, TooOldError):
+            logger.debug("The alias %r could not log in either.", other, exc_info=True)
+    return None
+
+
+def _of_same_server(alias: str, *, same_database: bool = False) -> Iterator[str]:
+    """Yield the aliases of the server of *alias* with another USER, in its or another database."""
+    settings = connections.settings[alias]
+    if not settings.get("USER"):
+        return
+    for other, values in connections.settings.items():
+        if (
+            other != alias
+            and "postg" in values["ENGINE"]
+            and values.get("USER")
+            and values["USER"] != settings["USER"]
+            and _server(values) == _server(settings)
+            and (values["NAME"] == settings["NAME"]) is same_database
+        ):
+            yield other
+
+
+def _server(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    options = settings.get("OPTIONS") or {}
+    named_in_options = (options.get(key) for key in ("service", "host", "hostaddr", "port"))
+    return (settings.get("HOST"), str(settings.get("PORT") or ""), *named_in_options)
+
+
+def _pooled(alias: str) -> str:
+    return (
+        f"{alias}: a pooler stands between this alias and the server, so its sessions can't be told"
+        " apart. Add an alias that leads straight to the server and name it with --database; or,"
+        f" where the pooler runs in session mode, write CONN_GUARD['POOLER'] = {{{alias!r}:"
+        " 'session'}."
+    )
+
+
+def error_text(error: BaseException, alias: str) -> str:
+    """Return the text of a database *error*, with the secrets of DATABASES[alias] masked."""
+    settings = connections.settings[alias]
+    options = settings.get("OPTIONS") or {}
+    text = str(error)
+    for secret in (
+        settings.get("PASSWORD"),
+        options.get("password"),
+        options.get("sslpassword"),
+        options.get("options"),
+    ):
+        if isinstance(secret, str) and secret:
+            text = text.replace(secret, "***")
+    return _SECRETS.sub("***", text)
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """Return the SQLSTATE of a database *error* of either driver."""
+    cause = error.__cause__ or error
+    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)

@@ -1,0 +1,351 @@
+"""Runs the reaper for an alias: log in, list, judge, signal, verify, report."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from django.db import Error, connections
+
+from conn_guard.sessions.census import (
+    by_state,
+    judge_all,
+    nearest_limit,
+    note_no_session,
+    note_none_due,
+)
+from conn_guard.sessions.login import Identity, LostError, OwnSession, error_text, log_in, sqlstate
+from conn_guard.sessions.policy import Policy, Verdict
+from conn_guard.sessions.report import Action, Exit, Outcome, Report, RunError, Status
+from conn_guard.sessions.server import Server
+from conn_guard.sessions.session import Session
+from conn_guard.sessions.stop import Stop
+from conn_guard.text import sql_name
+
+logger = logging.getLogger("conn_guard.reaper")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The options of a run that don't choose sessions."""
+
+    dry_run: bool = False
+    wait: timedelta = timedelta(seconds=5)
+    """How long signalled sessions may take to leave, and another reaper to finish."""
+    when_above: float | None = None
+    """Percent of the slots above which sessions are signalled; None: always."""
+    pooled: bool = False
+    """The project declared a pooler in session mode in front of this alias."""
+    repeats: bool = False
+    """More runs follow: the session and its lock are kept, and a signal to stop is no failure."""
+
+
+class Reaper:
+    """Reaps for one alias; close() ends its own session, which RunOptions.repeats keeps open."""
+
+    def __init__(
+        self,
+        alias: str,
+        policy: Policy,
+        options: RunOptions,
+        *,
+        stop: Stop | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        """*progress* gets the number of sessions that are done and due; *tell* gets lines at once.
+
+        Only a login that fails is told: everything else is in the report.
+        """
+        self.alias = alias
+        self._policy = policy
+        self._options = options
+        self._stop = stop or Stop()
+        self._progress = progress or (lambda done, due: None)
+        self._tell = tell or (lambda line: None)
+        self._server: Server | None = None
+        self._earlier: OwnSession | None = None
+        self._is_told = False
+        self._is_locked = False
+        self._stands_by = False
+
+    def __enter__(self) -> Reaper:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the reaper's own session, which releases its lock."""
+        if self._server is not None:
+            self._server.close()
+        self._server = None
+        self._is_locked = False
+
+    def scope(self) -> Policy:
+        """Return the policy with the role and the database of the alias; log in if necessary.
+
+        Raises RunError.
+        """
+        session = self._connected().session
+        policy = replace(self._policy, login_role=session.login_role, database=session.database)
+        if session.alias != self.alias and not policy.users:
+            # Logged in by another alias: the sessions to judge are still those of this one's role.
+            policy = replace(policy, users=(connections.settings[self.alias]["USER"],))
+        return policy
+
+    def reap(
+        self, *, at_most: int | None = None, seen: dict[Identity, str] | None = None
+    ) -> Report:
+        """List, judge, signal and verify once; return the report, also of a failure.
+
+        *at_most* limits the number of signals. *seen* has the aliases that were reaped already by
+        their server, database and role: a place is reaped once.
+        """
+        started = time.monotonic()
+        report = Report(alias=self.alias, dry_run=self._options.dry_run)
+        try:
+            report = self._reap(report, at_most, {} if seen is None else seen)
+        except RunError as error:
+            report = replace(report, failure=str(error), failed_with=error.exit_code)
+        except LostError as error:
+            report = replace(report, failure=self._lost(error), failed_with=Exit.UNREACHABLE)
+        except Exception as error:
+            logger.debug("The run for %s failed.", self.alias, exc_info=True)
+            text = error_text(error, self.alias)
+            failure = f"{self.alias}: unexpected {type(error).__name__}: {text}"
+            report = replace(report, failure=failure, failed_with=Exit.UNEXPECTED)
+        if report.failure is not None or not self._options.repeats:
+            self.close()
+        if self._stop.signum is not None and not self._options.repeats:
+            report = replace(report, interrupted_by=self._stop.signum)
+        return replace(report, seconds=time.monotonic() - started)
+
+    def _reap(self, report: Report, at_most: int | None, seen: dict[Identity, str]) -> Report:
+        _refuse_atomic(self.alias)
+        server = self._connected()
+        policy = self.scope()
+        report = replace(report, address=server.session.address)
+        if (first := seen.setdefault(self._identity(server), self.alias)) != self.alias:
+            note = f"{self.alias} leads to the same place as {first}: reaped once"
+            return replace(report, mirror_of=first, notes=[note])
+        if not self._options.dry_run and not self._lock(server, policy):
+            notes = [] if self._stands_by else [self._holder(server, policy)]
+            self._stands_by = self._options.repeats
+            return replace(report, status=Status.ALREADY_RUNNING, notes=notes)
+        self._stands_by = False
+        sessions = server.list_sessions()
+        report = replace(
+            report,
+            census=by_state(sessions),
+            hidden=sum(each.hidden for each in sessions),
+            slots=nearest_limit(sessions, policy, server.limits()),
+            notes=note_no_session(sessions, policy),
+        )
+        _refuse_blind(server, self.alias, sessions, policy)
+        judged = judge_all(sessions, policy)
+        above = self._options.when_above
+        if above is not None and report.slots is not None and report.slots.percent <= above:
+            outcomes = [_not_signalled(session, verdict) for session, verdict in judged]
+            return replace(report, status=Status.BELOW_THRESHOLD, outcomes=outcomes)
+        report = replace(report, outcomes=[_not_signalled(*each) for each in judged])
+        # With --every the numbers of such a note would differ each round.
+        if not report.candidates and not self._options.repeats:
+            notes = note_none_due(sessions, policy, at_most)
+            report = replace(report, notes=[*report.notes, *notes])
+        return self._act(server, report, judged, at_most)
+
+    def _act(
+        self,
+        server: Server,
+        report: Report,
+        judged: Sequence[tuple[Session, Verdict]],
+        at_most: int | None,
+    ) -> Report:
+        due = sum(verdict is Verdict.REAP for _, verdict in judged)
+        outcomes: list[Outcome] = []
+        done = used = 0
+        failure = None
+        for session, verdict in judged:
+            if verdict is not Verdict.REAP:
+                outcomes.append(_not_signalled(session, verdict))
+                continue
+            if at_most is not None and used >= at_most:
+                outcome = _not_signalled(session, Verdict.MAX)
+            elif self._options.dry_run or self._stop.signum is not None or failure:
+                outcome = _not_signalled(session, verdict)
+            else:
+                try:
+                    outcome = _signalled(server, session)
+                except LostError as error:
+                    failure = self._lost(error)
+                    outcome = Outcome(session, Action.FAILED, "connection_lost")
+            used += outcome.action in (Action.SIGNALLED, Action.WOULD_SIGNAL)
+            done += 1
+            outcomes.append(outcome)
+            self._progress(done, due)
+        report = replace(report, outcomes=outcomes)
+        if failure:
+            return _unverified(report, failure, Exit.UNREACHABLE)
+        return self._verify(server, report)
+
+    def _verify(self, server: Server, report: Report) -> Report:
+        signalled = [each.session for each in report.outcomes if each.action is Action.SIGNALLED]
+        left = signalled
+        until = time.monotonic() + self._options.wait.total_seconds()
+        pause = 0.01
+        try:
+            while (
+                left
+                and (left := server.still_there(left))
+                and self._stop.signum is None
+                and time.monotonic() < until
+            ):
+                self._stop.sleep(pause)
+                pause = min(2 * pause, 0.25)
+        except LostError as error:
+            return _unverified(report, self._lost(error), Exit.UNREACHABLE)
+        except Error as error:
+            failure = (
+                f"{self.alias}: the reaper could not look whether the sessions have left:"
+                f" {error_text(error, self.alias)}"
+            )
+            return _unverified(report, failure, Exit.UNEXPECTED)
+        return replace(report, gone=len(signalled) - len(left), survivors=len(left))
+
+    def _connected(self) -> Server:
+        if self._server is None:
+            # With --every, a login that keeps failing is told in the first round only.
+            is_told, self._is_told = self._is_told, True
+            session = log_in(
+                self.alias,
+                pooled=self._options.pooled,
+                stop=self._stop,
+                tell=(lambda line: None) if is_told else self._tell,
+                earlier=self._earlier,
+            )
+            self._is_told = False
+            self._server, self._earlier = Server(session), session
+        return self._server
+
+    def _identity(self, server: Server) -> Identity:
+        identity = server.session.identity
+        if server.session.alias == self.alias:
+            return identity
+        return replace(identity, login_role=connections.settings[self.alias]["USER"])
+
+    def _lock(self, server: Server, policy: Policy) -> bool:
+        until = time.monotonic() + self._options.wait.total_seconds()
+        while not self._is_locked:
+            self._is_locked = server.try_lock(_scope_number(policy))
+            if self._is_locked or self._stop.signum is not None or time.monotonic() >= until:
+                break
+            self._stop.sleep(0.1)
+        return self._is_locked
+
+    def _holder(self, server: Server, policy: Policy) -> str:
+        holder = server.lock_holder(_scope_number(policy))
+        if holder is None:
+            return f"{self.alias}: another idle_reaper was at work here until now"
+        pid, age_seconds = holder
+        age = "" if age_seconds is None else f", connected for {age_seconds:.0f} s"
+        return f"{self.alias}: another idle_reaper is at work here: pid {pid}{age}"
+
+    def _lost(self, error: LostError) -> str:
+        return f"{self.alias}: the reaper's own session ended: {error_text(error, self.alias)}"
+
+
+def reap_all(
+    reapers: Iterable[Reaper], *, stop: Stop, at_most: int | None = None
+) -> Iterator[Report]:
+    """Run each of *reapers* once and yield its report; the same place is reaped once.
+
+    *at_most* limits the number of signals of all reapers together.
+    """
+    seen: dict[Identity, str] = {}
+    for reaper in reapers:
+        if stop.signum is not None:
+            break
+        report = reaper.reap(at_most=at_most, seen=seen)
+        if at_most is not None:
+            at_most -= report.signalled + report.would_signal
+        yield report
+
+
+def _signalled(server: Server, session: Session) -> Outcome:
+    try:
+        is_signalled = server.signal(session)
+    except Error as error:
+        reasons = {"42501": "permission_denied", "57014": "statement_timeout"}
+        return Outcome(session, Action.FAILED, reasons.get(sqlstate(error) or "", "error"))
+    if is_signalled:
+        return Outcome(session, Action.SIGNALLED)
+    return _not_signalled(session, Verdict.MOVED_ON)
+
+
+def _not_signalled(session: Session, verdict: Verdict) -> Outcome:
+    if verdict is Verdict.REAP:
+        return Outcome(session, Action.WOULD_SIGNAL)
+    return Outcome(session, Action.SPARED if verdict.spares else Action.NOT_DUE, verdict.value)
+
+
+def _unverified(report: Report, failure: str, exit_code: Exit) -> Report:
+    return replace(report, gone=None, survivors=None, failure=failure, failed_with=exit_code)
+
+
+def _refuse_atomic(alias: str) -> None:
+    for connection in connections.all(initialized_only=True):
+        if connection.alias == alias and connection.in_atomic_block:
+            raise RunError(
+                Exit.USAGE,
+                f"{alias}: idle_reaper was called inside transaction.atomic(). Call it outside:"
+                " inside a transaction the server checks old rows before it signals.",
+            )
+
+
+def _refuse_blind(server: Server, alias: str, sessions: Sequence[Session], policy: Policy) -> None:
+    candidates = [each for each in sessions if policy.might_reap(each)]
+    hidden = sum(each.hidden for each in candidates)
+    forbidden = sum(not each.may_signal for each in candidates)
+    faults = [f"may not see {hidden}"] * bool(hidden) + [f"may not signal {forbidden}"] * bool(
+        forbidden
+    )
+    grants = ["pg_read_all_stats"] * bool(hidden) + ["pg_signal_backend"] * bool(forbidden)
+    if faults:
+        raise RunError(
+            Exit.BLIND,
+            f"{alias}: role {policy.login_role} {' and '.join(faults)} of the sessions in scope, so"
+            f" no session was signalled. Let an administrator run: {_grant(server, grants)}",
+        )
+
+
+def _grant(server: Server, rights: Sequence[str]) -> str:
+    """Return the SQL that grants *rights* to the login role so that it can use them."""
+    role = sql_name(server.session.login_role)
+    grant = f"GRANT {', '.join(rights)} TO {role}"
+    if server.inherits_grants():
+        return f"{grant};"
+    # From PostgreSQL 16 on, each grant says whether it is inherited; before, the role does.
+    return (
+        f"{grant} WITH INHERIT TRUE;"
+        if server.session.version_num >= 160000
+        else f"ALTER ROLE {role} INHERIT; {grant};"
+    )
+
+
+def _scope_number(policy: Policy) -> int:
+    """Return a number that is equal for two reapers which choose sessions by the same filters."""
+    networks = [str(network) for network in (*policy.clients, None, *policy.excluded_clients)]
+    names = (
+        policy.users or (policy.login_role,),
+        policy.any_database,
+        policy.applications,
+        policy.excluded_applications,
+        policy.excluded_users,
+        networks,
+    )
+    return int.from_bytes(hashlib.sha256(repr(names).encode()).digest()[:4], "big", signed=True)

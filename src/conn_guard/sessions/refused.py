@@ -1,0 +1,63 @@
+"""The advice for a login that failed: what helps at once, and what prevents it next time."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+NO_SUPERUSER = "make the application's role NOSUPERUSER, because no limit binds a superuser"
+RESERVE = "set reserved_connections and GRANT pg_use_reserved_connections to a reaper role"
+LIMIT = (
+    "set a CONNECTION LIMIT on the application's roles, or let idle_reaper --every keep its one"
+    " session open"
+)
+PAGE = "docs/how-to/no-slot-left.md"
+
+
+def advice(
+    said: str,
+    *,
+    role: str,
+    aliases: Sequence[str],
+    version_num: int | None,
+    is_superuser: bool | None,
+) -> str:
+    """Return in sentences what helps after the server's answer *said* to a login.
+
+    *role* is the application's role, "" if unknown. *aliases* lead to other databases of the same
+    server as other roles. *version_num* and *is_superuser* are None if no login succeeded before.
+    """
+    # A role's name, so no translation of the message changes it; PostgreSQL 16 and later say it.
+    is_full = "pg_use_reserved_connections" in said
+    first = "Every slot is taken." if is_full else "Check HOST, PORT, USER and PASSWORD."
+    now = "Now" if is_full else "If every slot is taken, now"
+    lasting = _lasting(is_16=is_full, version_num=version_num, is_superuser=is_superuser)
+    return (
+        f"{first} {now}: {_at_once(role, aliases, is_superuser=is_superuser)}."
+        f" To prevent it: {lasting}. More: {PAGE}"
+    )
+
+
+def _at_once(role: str, aliases: Sequence[str], *, is_superuser: bool | None) -> str:
+    user = shlex.quote(role) if role else "ROLE"
+    ways = [
+        f"run idle_reaper --database {shlex.quote(each)} --user {user} --any-database"
+        for each in aliases
+    ]
+    if not is_superuser:  # a superuser that was refused has taken the superusers' slots as well
+        ways.append(f"run idle_reaper --user {user} with the superuser's DATABASE_URL")
+    ways += [
+        "kill -TERM one backend that ps shows as idle on the database's host",
+        "restart one worker of the application",
+    ]
+    return "; or ".join(ways)
+
+
+def _lasting(*, is_16: bool, version_num: int | None, is_superuser: bool | None) -> str:
+    if is_superuser:
+        return NO_SUPERUSER
+    if version_num is not None:
+        return RESERVE if version_num >= 160000 else LIMIT
+    if is_16:
+        return RESERVE
+    return f"{NO_SUPERUSER}; from PostgreSQL 16 on, {RESERVE}; on 14 and 15, {LIMIT}"

@@ -1,0 +1,351 @@
+"""The SQL about sessions: list them, signal one, lock out other reapers, and read the limits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from django.db.utils import load_backend
+
+from conn_guard.sessions.census import Limits
+from conn_guard.sessions.login import OwnSession, named_rows, own_settings
+from conn_guard.sessions.session import Session, State, last_statement
+from conn_guard.sessions.stamp import unstamped
+
+logger = logging.getLogger("conn_guard.postgres")
+
+# Times are whole microseconds, so no driver, time zone or USE_TZ can change the values that SIGNAL
+# compares. The query's text is read only where it may say LISTEN or carry the engine's mark, and
+# last_statement() drops it. pg_has_role(..., 'USAGE') is the server's own test before it signals.
+LIST = """
+SELECT a.pid,
+       (extract(epoch FROM a.backend_start) * 1000000)::bigint AS backend_start_us,
+       a.backend_type,
+       a.usename::text AS user,
+       a.datname::text AS database,
+       coalesce(a.application_name, '') AS application_name,
+       host(a.client_addr) AS client,
+       a.state,
+       (extract(epoch FROM a.state_change) * 1000000)::bigint AS state_change_us,
+       (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS observed_at_us,
+       a.backend_type IS NULL AS hidden,
+       a.pid = pg_backend_pid() AS is_self,
+       coalesce(r.rolsuper, false) AS is_superuser,
+       pg_has_role(a.usesysid, 'USAGE') OR pg_has_role('pg_signal_backend', 'USAGE') AS may_signal,
+       a.xact_start IS NOT NULL OR a.backend_xid IS NOT NULL OR a.backend_xmin IS NOT NULL
+           AS in_transaction,
+       coalesce(a.wait_event_type = 'Client' AND a.wait_event = 'ClientRead', false)
+           AS waits_for_client,
+       CASE WHEN a.query ~* 'listen|conn_guard:holds-state' THEN a.query END AS query
+FROM pg_stat_activity a
+LEFT JOIN pg_roles r ON r.oid = a.usesysid
+WHERE a.datid IS NOT NULL OR a.usesysid IS NOT NULL
+ORDER BY a.state_change NULLS LAST, a.pid
+"""
+
+# Read after LIST: a session that takes a lock in between has a new state_change, so SIGNAL spares
+# it. Only advisory locks count: an idle session may still show SIReadLock of a committed reader.
+ADVISORY_LOCK_HOLDERS = (
+    "SELECT DISTINCT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid IS NOT NULL"
+)
+
+# PostgreSQL 16 and later, and this database only; 14 reports the wrong pid and 15 none. The schema
+# pg_temp_N outlives its session, so look for a relation in it.
+TEMP_TABLE_HOLDERS = """
+SELECT DISTINCT pg_stat_get_backend_pid(b) AS pid
+FROM pg_stat_get_backend_idset() AS b
+JOIN pg_namespace n ON n.nspname = 'pg_temp_' || b
+JOIN pg_class c ON c.relnamespace = n.oid AND c.relpersistence = 't'
+"""
+
+# The pid and backend_start say which session was judged: the pid alone may belong to a new session
+# by now. An unchanged state_change says that the session ran nothing since. wait_event is the one
+# column that is read live, so it spares a session that woke after its row was read. The function
+# with a pid, not the view: the view reads all rows before the first signal is sent.
+# Prepared in SQL, which both drivers can do: parsing and planning would cost more than the check.
+PREPARE_SIGNAL = """
+PREPARE conn_guard_signal (int, bigint, bigint, text) AS
+SELECT pg_terminate_backend(a.pid) AS signalled
+FROM pg_stat_get_activity($1) AS a
+WHERE a.pid <> pg_backend_pid()
+  AND a.backend_type = 'client backend'
+  AND a.backend_start = timestamptz 'epoch' + $2 * interval '1 microsecond'
+  AND a.state_change = timestamptz 'epoch' + $3 * interval '1 microsecond'
+  AND a.state = $4
+  AND (a.state <> 'idle' OR a.xact_start IS NULL AND a.backend_xid IS NULL
+       AND a.backend_xmin IS NULL)
+  AND a.wait_event_type = 'Client' AND a.wait_event = 'ClientRead'
+"""
+# One session a statement, in autocommit: inside a transaction pg_stat_get_activity repeats the rows
+# that it has read before.
+SIGNAL = "EXECUTE conn_guard_signal (%s, %s, %s, %s)"
+
+STILL_THERE = """
+SELECT a.pid, (extract(epoch FROM a.backend_start) * 1000000)::bigint AS backend_start_us
+FROM pg_stat_activity a
+WHERE a.pid = ANY(%(pids)s::int[])
+"""
+
+# A lock of the session: a transaction's lock would keep a transaction open, and SIGNAL would check
+# old rows.
+TRY_LOCK = "SELECT pg_try_advisory_lock(%(key)s::int, %(scope)s::int) AS is_locked"
+LOCK_HOLDER = """
+SELECT l.pid, extract(epoch FROM clock_timestamp() - a.backend_start)::float8 AS age_seconds
+FROM pg_locks l
+LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+  AND l.classid::bigint = %(key)s::bigint AND l.objid::bigint = %(scope)s::bigint & 4294967295
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+LIMIT 1
+"""
+
+# max_connections less the slots that no application can use. current_setting(..., true) is NULL
+# where the server lacks the setting: reserved_connections before 16, RDS's own elsewhere.
+SLOTS = """
+SELECT current_setting('max_connections')::int
+       - current_setting('superuser_reserved_connections')::int
+       - coalesce(current_setting('reserved_connections', true)::int, 0)
+       - coalesce(current_setting('rds.rds_superuser_reserved_connections', true)::int, 0)
+           AS usable,
+       (SELECT datconnlimit FROM pg_database WHERE datname = current_database()) AS database_limit
+"""
+ROLE_LIMITS = (
+    "SELECT rolname::text AS role, rolconnlimit FROM pg_roles"
+    " WHERE rolconnlimit >= 0 AND NOT rolsuper"
+)
+
+# A role that is NOINHERIT, or a member WITH INHERIT FALSE, can't use a right that it was granted.
+INHERITS = """
+SELECT (SELECT rolinherit FROM pg_roles WHERE rolname = session_user)
+   AND NOT EXISTS (SELECT FROM unnest(ARRAY['pg_read_all_stats', 'pg_signal_backend']) AS granted
+                   WHERE pg_has_role(granted, 'MEMBER') AND NOT pg_has_role(granted, 'USAGE'))
+       AS inherits
+"""
+
+LOCK_KEY = 0x636F6E67
+"""The first half of the advisory lock's key; the second half is a hash of the scope."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class InTransactionError(Exception):
+    """A signal was asked for inside a transaction, where the server would check old rows."""
+
+
+class Server:
+    """A PostgreSQL server as our own session sees it; closing it ends the session."""
+
+    def __init__(self, session: OwnSession) -> None:
+        self.session = session
+        self._is_prepared = False
+
+    def list_sessions(self) -> list[Session]:
+        """Return every session of the server, the longest idle first."""
+        sessions = [_session(row) for row in self.session.rows(LIST)]
+        lock_holders = {row["pid"] for row in self.session.rows(ADVISORY_LOCK_HOLDERS)}
+        temp_holders = (
+            {row["pid"] for row in self.session.rows(TEMP_TABLE_HOLDERS)}
+            if self.session.version_num >= 160000
+            else set()
+        )
+        return [
+            (
+                replace(
+                    each,
+                    holds_advisory_lock=each.pid in lock_holders,
+                    holds_temp_table=each.pid in temp_holders,
+                )
+                if each.pid in lock_holders or each.pid in temp_holders
+                else each
+            )
+            for each in sessions
+        ]
+
+    def signal(self, session: Session) -> bool:
+        """End *session* if it is idle as it was listed, and return whether the signal was sent.
+
+        Raises InTransactionError inside a transaction, LostError if our own session ended, and
+        Django's database errors if the server refused.
+        """
+        connection = self.session.connection
+        if connection.in_atomic_block or not connection.get_autocommit():
+            raise InTransactionError("Signal a session in autocommit, never inside a transaction.")
+        if not self._is_prepared:
+            self.session.rows(PREPARE_SIGNAL)
+            self._is_prepared = True
+        parameters = (
+            session.pid,
+            _microseconds(session.backend_start),
+            _microseconds(session.state_change),
+            session.state.value if session.state else None,
+        )
+        return bool(self.session.value(SIGNAL, parameters))
+
+    def still_there(self, sessions: Iterable[Session]) -> list[Session]:
+        """Return those of *sessions* that have not ended yet."""
+        wanted = {(each.pid, each.backend_start): each for each in sessions}
+        rows = self.session.rows(STILL_THERE, {"pids": [pid for pid, _ in wanted]})
+        found = ((row["pid"], _instant(row["backend_start_us"])) for row in rows)
+        return [wanted[key] for key in found if key in wanted]
+
+    def try_lock(self, scope: int) -> bool:
+        """Return whether our session now holds the lock of *scope*; it keeps it until it ends."""
+        return bool(self.session.row(TRY_LOCK, {"key": LOCK_KEY, "scope": scope})["is_locked"])
+
+    def lock_holder(self, scope: int) -> tuple[int, float | None] | None:
+        """Return the pid of the session that holds the lock of *scope*, and its age in seconds.
+
+        The age is None where our role may not see it.
+        """
+        rows = self.session.rows(LOCK_HOLDER, {"key": LOCK_KEY, "scope": scope})
+        return (rows[0]["pid"], rows[0]["age_seconds"]) if rows else None
+
+    def limits(self) -> Limits:
+        """Return how many sessions the server, our database and each role may have."""
+        row = self.session.row(SLOTS)
+        return Limits(
+            server=row["usable"],
+            database=row["database_limit"] if row["database_limit"] >= 0 else None,
+            roles={each["role"]: each["rolconnlimit"] for each in self.session.rows(ROLE_LIMITS)},
+        )
+
+    def inherits_grants(self) -> bool:
+        """Return whether the login role can use the rights of each role that it is a member of."""
+        return bool(self.session.row(INHERITS)["inherits"])
+
+    def close(self) -> None:
+        """End our own session; errors are logged, not raised."""
+        self.session.close()
+
+
+def _instant(microseconds: int | None) -> datetime | None:
+    return None if microseconds is None else _EPOCH + microseconds * _MICROSECOND
+
+
+def _microseconds(instant: datetime | None) -> int | None:
+    return None if instant is None else (instant - _EPOCH) // _MICROSECOND
+
+
+def _session(row: Mapping[str, Any]) -> Session:
+    return Session(
+        pid=row["pid"],
+        backend_start=_instant(row["backend_start_us"]),
+        backend_type=row["backend_type"],
+        user=row["user"],
+        database=row["database"],
+        application_name=row["application_name"],
+        application=unstamped(row["application_name"]),
+        client=row["client"],
+        state=State.named(row["state"]),
+        state_change=_instant(row["state_change_us"]),
+        observed_at=_EPOCH + row["observed_at_us"] * _MICROSECOND,
+        hidden=row["hidden"],
+        is_self=row["is_self"],
+        is_superuser=row["is_superuser"],
+        may_signal=row["may_signal"] or row["is_superuser"],
+        in_transaction=row["in_transaction"],
+        waits_for_client=row["waits_for_client"],
+        last_statement=last_statement(row["query"]),
+    )
+
+
+# For the system checks, by Django's own cursor: they judge the application's session.
+
+# pg_settings has the values that hold for this session, those of its role and database included,
+# and no row for a setting that the server lacks. session_user: the role that logged in takes the
+# slot, whatever SET ROLE says.
+APPLICATION = """
+SELECT pg_catalog.pg_backend_pid() AS backend_pid,
+       current_database()::text AS database,
+       d.datconnlimit AS database_limit,
+       r.rolname::text AS role,
+       r.rolconnlimit AS role_limit,
+       r.rolsuper AS is_superuser,
+       ARRAY(SELECT s.name || '=' || s.setting FROM pg_catalog.pg_settings s WHERE s.name IN (
+           'idle_session_timeout', 'idle_in_transaction_session_timeout', 'max_connections',
+           'superuser_reserved_connections', 'reserved_connections',
+           'rds.rds_superuser_reserved_connections')) AS settings
+FROM pg_catalog.pg_roles r, pg_catalog.pg_database d
+WHERE r.rolname = session_user AND d.datname = current_database()
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApplicationSession:
+    """The application's own session and the limits that apply to it; None is no limit."""
+
+    backend_pid: int
+    client_pid: int
+    database: str
+    database_limit: int | None
+    role: str
+    role_limit: int | None
+    is_superuser: bool
+    settings: Mapping[str, int]
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a pooler stands between: it made up the pid that the driver received."""
+        return self.backend_pid != self.client_pid
+
+
+def application_session(connection: Any) -> ApplicationSession:
+    """Return the session of *connection*, Django's own for an alias; connects if necessary.
+
+    Raises Django's database errors, and LookupError if the answer isn't PostgreSQL's.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(APPLICATION)
+        rows = named_rows(cursor)
+    # Without autocommit the query began a transaction, which nothing else would end.
+    if not connection.in_atomic_block and not connection.get_autocommit():
+        connection.rollback()
+    if not rows:
+        raise LookupError("the server doesn't list the role or the database of this session")
+    (row,) = rows
+    database_limit, role_limit = row["database_limit"], row["role_limit"]
+    return ApplicationSession(
+        backend_pid=row["backend_pid"],
+        client_pid=connection.connection.info.backend_pid,
+        database=row["database"],
+        database_limit=database_limit if database_limit >= 0 else None,
+        role=row["role"],
+        role_limit=role_limit if role_limit >= 0 and not row["is_superuser"] else None,
+        is_superuser=row["is_superuser"],
+        settings={
+            name: int(value)
+            for name, _, value in (setting.partition("=") for setting in row["settings"])
+        },
+    )
+
+
+# For the pytest plugin, on a session of its own.
+
+
+def has_left(alias: str, settings: Mapping[str, Any], backend_pid: int) -> bool:
+    """Return whether the session *backend_pid* of an alias with *settings* is known to be gone.
+
+    False where that can't be found out.
+    """
+    own = own_settings(settings)
+    own["OPTIONS"]["application_name"] = "conn_guard:pytest"
+    wrapper = load_backend("django.db.backends.postgresql").DatabaseWrapper(own, alias)
+    try:
+        # Without Django's cursor: pytest-django blocks it in a test that asks for no database.
+        with (
+            closing(wrapper.get_new_connection(wrapper.get_connection_params())) as raw,
+            raw.cursor() as cursor,
+        ):
+            our_pid = raw.info.backend_pid
+            cursor.execute(STILL_THERE, {"pids": [backend_pid, our_pid]})
+            there = {row["pid"] for row in named_rows(cursor)}
+    except Exception:
+        logger.debug("Looking for the session %d failed.", backend_pid, exc_info=True)
+        return False
+    # Behind a pooler our own pid is made up too, so the other pid's absence tells nothing.
+    return our_pid in there and backend_pid not in there
