@@ -23,7 +23,7 @@ from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import ConnectionHandler
 
-from local_postgres import LocalPostgres, LocalPostgresError
+from tools.local_postgres import LocalPostgres, LocalPostgresError
 
 PROJECT = Path(__file__).resolve().parent.parent
 MAX_CONNECTIONS = 40

@@ -29,7 +29,7 @@ from conn_guard.reports import (
 )
 from conn_guard.sessions import State
 from conn_guard.text import duration, one_line, printable, sql_name
-from tests.core.rows import session
+from tests.support.rows import session
 
 GOLDENS = Path(__file__).with_name("goldens")
 NAUGHTY = 'shop\n\x1b[31m"\u202e😀'

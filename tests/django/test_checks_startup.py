@@ -21,8 +21,8 @@ import pytest
 from django.db import connections
 
 from conn_guard.checks import runtime
-from tests.polling import until
-from tests.programs import free_port, is_open
+from tests.support.polling import until
+from tests.support.programs import free_port, is_open
 
 SITE = "tests.django.checks_site"
 ROOT = Path(__file__).parents[2]

@@ -167,7 +167,7 @@ def test_it_just_runs(manage, tmp_path, until):
     again = manage("seed", **plain)
     assert "nothing was changed" in again.communicate(timeout=60)[1]
     assert again.returncode == 1
-    from tests.programs import free_port
+    from tests.support.programs import free_port
 
     address = f"http://127.0.0.1:{free_port()}"
     manage("runserver", "--noreload", address.removeprefix("http://"), **plain)

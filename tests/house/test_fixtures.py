@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from tests.polling import until
+from tests.support.polling import until
 
 
 @pytest.mark.django_db(databases=["default", "other"])

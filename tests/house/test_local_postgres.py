@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from local_postgres import LocalPostgres, LocalPostgresError, find_binaries, server_address
-from tests.polling import until
+from tests.support.polling import until
+from tools.local_postgres import LocalPostgres, LocalPostgresError, find_binaries, server_address
 
 ROOT = Path(__file__).resolve().parents[2]
 OWNER = """
 import sys, time
-from local_postgres import LocalPostgres
+from tools.local_postgres import LocalPostgres
 server = LocalPostgres().start()
 pid_file = server.log.parent / "cluster/postmaster.pid"
 print(server.log.parent, pid_file.read_text().splitlines()[0], flush=True)

@@ -18,9 +18,9 @@ from conn_guard.policy import Policy
 from conn_guard.postgres import Server
 from conn_guard.reaper import Orders, Reaper
 from conn_guard.reports import Action, Exit
-from tests.polling import until
-from tests.postgres.own_server import Proxy, frozen, own_server
-from tests.postgres.reaping import reap
+from tests.support.own_server import Proxy, frozen, own_server
+from tests.support.polling import until
+from tests.support.reaping import reap
 
 MANY = int(os.environ.get("CONN_GUARD_TEST_SESSIONS", "150"))
 """How many sessions the run with many has; 2000 takes a minute and 4 GB."""

@@ -13,7 +13,7 @@ from django.core.management import BaseCommand, call_command, load_command_class
 from conn_guard.policy import Verdict
 from conn_guard.reports import Action, Exit, Status, render_metrics
 from tests.core.test_reports import REPORT
-from tests.postgres.reaping import reap
+from tests.support.reaping import reap
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 

@@ -19,7 +19,7 @@ from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from conn_guard import checks
 from conn_guard.checks import server
 from tests.django.test_checks import LEVELS
-from tests.programs import free_port
+from tests.support.programs import free_port
 
 pools = pytest.mark.skipif(
     django.VERSION < (5, 1) or not is_psycopg3, reason="Django pools from 5.1 on, with psycopg 3"

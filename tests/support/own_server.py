@@ -18,9 +18,9 @@ from typing import Any
 
 from django.db import connections
 
-from local_postgres import LocalPostgres
-from tests.conftest import Session
-from tests.polling import until
+from tests.support.polling import until
+from tests.support.second_session import Session
+from tools.local_postgres import LocalPostgres
 
 IDLE_FOR = "0.1s"
 REAPERS = (

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from local_postgres import unprivileged
-from tests.polling import until
+from tests.support.polling import until
+from tools.local_postgres import unprivileged
 
 PACKAGES = {"chromedriver": "chromium-driver", "promtool": "prometheus"}
 # The shell ends the program when its own input ends: also when the test run is killed.

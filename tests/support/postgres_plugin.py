@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from local_postgres import LocalPostgres, LocalPostgresError
+from tools.local_postgres import LocalPostgres, LocalPostgresError
 
 EXECUTED: set[str] = set()
 SERVER = pytest.StashKey[LocalPostgres]()

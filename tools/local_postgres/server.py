@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from local_postgres.binaries import find_binaries
+from tools.local_postgres.binaries import find_binaries
 
 Mode = Literal["smart", "fast", "immediate"]
 
