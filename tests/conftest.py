@@ -26,6 +26,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         measuring.save()
 
 
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Count the tests that run a second time; .ci/run adds the counts up."""
+    if config.option.lf:
+        outcomes = ("passed", "failed", "error")
+        tests = {each.nodeid for key in outcomes for each in terminalreporter.getreports(key)}
+        terminalreporter.write_line(f"retried: {len(tests)}")
+
+
 @pytest.fixture
 def application_name() -> str:
     """A name by which a test finds its own sessions in pg_stat_activity."""

@@ -405,7 +405,8 @@ def _open_pool():
     """Open the application's pool where this Django and this driver have one, and return whether
     they do.
     """
-    if not hasattr(connections["own"], "pool") or not hasattr(Database, "Connection"):
+    # With psycopg2 the property `pool` of Django 5.1 and newer raises ImproperlyConfigured.
+    if not hasattr(Database, "Connection") or not hasattr(connections["own"], "pool"):
         return False
     pytest.importorskip("psycopg_pool")
     with connections["own"].cursor() as cursor:
