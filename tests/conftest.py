@@ -30,7 +30,7 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Count the tests that run a second time; .ci/run adds the counts up."""
-    if config.option.lf:
+    if getattr(config.option, "lf", False):
         outcomes = ("passed", "failed", "error")
         tests = {each.nodeid for key in outcomes for each in terminalreporter.getreports(key)}
         terminalreporter.write_line(f"retried: {len(tests)}")
