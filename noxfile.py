@@ -215,11 +215,11 @@ def all_cells() -> Iterator[Cell]:
 
 
 def cells() -> Iterator[object]:
-    """Yield what nox needs to know of each cell; `quick` is a tag, and a name of its own."""
+    """Yield nox's parameters for each cell; `-t py3.12`, `-t pg14` and `-t quick` choose cells."""
     quick = quick_cells()
     for cell in all_cells():
         python = find_python(cell.python) or cell.python
-        yield nox.param(python, cell, USUAL, id=cell.name)
+        yield nox.param(python, cell, USUAL, id=cell.name, tags=cell.name.split("-"))
     for cell, paths in quick.items():
         python = find_python(cell.python) or cell.python
         yield nox.param(python, cell, paths, id=f"quick-{cell.name}", tags=["quick"])
