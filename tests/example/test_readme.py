@@ -48,9 +48,7 @@ def commands_of(page: Path) -> list[str]:
 
 @pytest.fixture
 def staged(stage, tmp_path):
-    """Return a function that gives the stage with other settings: those of the example, and *text*
-    below.
-    """
+    """Return a function that gives the stage with *text* below the example's settings."""
 
     def with_settings(text: str, *, base: str = "example.settings", **environment: str):
         (tmp_path / "written.py").write_text(f"import os\nfrom {base} import *\n{text}")
@@ -68,9 +66,7 @@ def staged(stage, tmp_path):
 
 @pytest.fixture
 def reaper_role(stage, ask_operator):
-    """Run the tutorial's SQL for the reaper's role, under names that belong to this test; give what
-    replaces them.
-    """
+    """Run the tutorial's SQL for the reaper's role under other names; give the role's name."""
     role = f"{stage.role}_reaper"
     _, create, limit = blocks(TUTORIAL, "sql")
     for statement in re.findall(r"[^;]+;", create + limit):
@@ -191,9 +187,7 @@ def test_the_log_names_the_view_that_leaks(staged, client_of, until, logging):
 
 
 def test_cvat_is_cured_without_a_change(stage, staged, client_of, sessions, tmp_path):
-    """The tutorial's file for CVAT, on a stand-in of CVAT's settings: the example's, which have
-    CVAT's leak.
-    """
+    """The example stands in for CVAT, because it has CVAT's leak."""
     (tmp_path / "cvat" / "settings").mkdir(parents=True)
     (tmp_path / "cvat" / "settings" / "production.py").write_text(
         "from example.settings import *\n"

@@ -31,7 +31,7 @@ OLD = (
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """What dev.py needs of a checkout, below a path with a space."""
+    """The files of a checkout that dev.py needs, below a path with a space."""
     folder = tmp_path / "a checkout"
     folder.mkdir()
     for name in ("dev.py", "pyproject.toml", "README.md", "LICENSE"):

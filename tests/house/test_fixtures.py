@@ -1,6 +1,4 @@
-"""What the other folders of tests build on: second sessions, a pooler and Redis, all of them
-real.
-"""
+"""The fixtures that other tests build on: second sessions, a pooler and Redis."""
 
 from __future__ import annotations
 

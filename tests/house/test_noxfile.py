@@ -22,7 +22,7 @@ def noxfile(monkeypatch):
 
 
 class Session:
-    """What look_twice needs of a session of nox: each run ends with the next of *codes*."""
+    """The part of nox's session that look_twice uses; each run ends with the next of *codes*."""
 
     def __init__(self, *codes: int) -> None:
         self.codes = [*codes]

@@ -1,8 +1,7 @@
-"""A PostgreSQL server of our own for the example and the tests: TCP on loopback, gone without a
-trace.
+"""A throwaway PostgreSQL server on 127.0.0.1, for the example and the tests.
 
-This room holds the launcher's public names; it stands outside `conn_guard`, which never starts a
-server."""
+The package conn_guard doesn't use it.
+"""
 
 from tools.local_postgres.binaries import find_binaries
 from tools.local_postgres.server import LocalPostgres, LocalPostgresError, server_address

@@ -61,7 +61,7 @@ class Command(BaseCommand):
             )
         began = time.monotonic()
         console = Console(highlight=False)
-        # What is read by a program or a log has no right margin.
+        # A program or a log that reads the output has no right margin.
         console.soft_wrap = not console.is_terminal
         try:
             with _stoppable():
@@ -100,9 +100,7 @@ class Command(BaseCommand):
 
 @contextmanager
 def _watched(console: Console, play: Play) -> Iterator[None]:
-    """Show the play while it runs, live in a terminal and line by line elsewhere, and its figures
-    at the end.
-    """
+    """Show the play while it runs, live in a terminal and as lines elsewhere; then its figures."""
     screen = chart.Screen(play)
     if console.is_terminal:
         with Live(screen, console=console, refresh_per_second=8, vertical_overflow="crop"):
@@ -133,9 +131,7 @@ def _tell(console: Console, play: Play, ended: threading.Event) -> None:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and a closed terminal end the block as an exception, so that everything
-    it started is taken down.
-    """
+    """Turn Ctrl-C, SIGTERM and a closed terminal into SystemExit, so that everything is removed."""
 
     def stop(number: int, _: object) -> None:
         for each in STOPS:
