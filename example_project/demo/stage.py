@@ -173,8 +173,8 @@ def set_stage() -> Iterator[Stage]:
             postgres=version,
             folder=folder,
             environment={
-                # The caller's environment may change how the example behaves, but none of the
-                # variables below, on which the demo relies.
+                # The caller may set this one and others, but not those below os.environ: the demo
+                # relies on them.
                 "SENDFILE_BACKEND": "nginx",
                 **os.environ,
                 "DATABASE_URL": _with(url, database=name, account=f"{name}:{password}"),

@@ -79,8 +79,8 @@ class LocalPostgres:
             "settings": self.settings,
         }
         self._owner = os.getpid()
-        # In a session of its own the supervisor survives Ctrl-C and a kill of this process group, so
-        # it can clean up.
+        # In a session of its own the supervisor survives Ctrl-C and a kill of this process group,
+        # and can clean up.
         self._supervisor = subprocess.Popen(
             [
                 sys.executable,
