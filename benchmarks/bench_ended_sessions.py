@@ -49,7 +49,7 @@ def main() -> None:
             LOGGING_CONFIG=None,
         )
         django.setup()
-        from tests.postgres.ended_sessions import SHAPES, Ended
+        from tests.support.ended_sessions import SHAPES, Ended
 
         print(f"| engine | settings | {' | '.join(SHAPES)} |")
         print("|---|---|" + "---|" * len(SHAPES))
@@ -73,7 +73,7 @@ def _alias(engine: str, own: dict[str, Any]) -> Iterator[tuple[str, Callable[[],
     from django.db import connections
     from django.db.backends.postgresql.base import Database
 
-    from tests.polling import until
+    from tests.support.polling import until
 
     name = "ended_sessions"
     default = connections.settings["default"]

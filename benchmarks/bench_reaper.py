@@ -43,7 +43,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from local_postgres import LocalPostgres  # noqa: E402
+from tools.local_postgres import LocalPostgres  # noqa: E402
 
 CLIENT = "bench-client"
 WORK = "SELECT pg_sleep(0.005)"

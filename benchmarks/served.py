@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 
-from local_postgres import LocalPostgres
 from tests.leaks.harness import Cell, environment_of, serving, sessions
 from tests.leaks.servers import Server
+from tools.local_postgres import LocalPostgres
 
 COLUMNS = ("django", "middleware")
 

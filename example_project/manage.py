@@ -10,8 +10,7 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "example.settings")
     if "runserver" not in sys.argv[1:2]:
         os.environ.setdefault("APPLICATION_NAME", "example:worker")
-    # The launcher of a local PostgreSQL lies beside this project and is no part of the installed
-    # package.
+    # tools.local_postgres lies beside this project and isn't part of the installed package.
     sys.path.append(str(Path(__file__).resolve().parent.parent))
     from django.core.management import execute_from_command_line
 

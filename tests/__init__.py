@@ -1,3 +1,1 @@
-"""The tests of conn_guard: real servers, real sessions, one folder for each of house's rings of
-tests.
-"""
+"""The tests of conn_guard, on real servers; CONTRIBUTING.md says what each folder needs."""

@@ -1,6 +1,4 @@
-"""This room holds the fixtures that every folder of tests shares; Django is imported by those that
-need it alone.
-"""
+"""Fixtures of every test folder; only those that need Django import it."""
 
 from __future__ import annotations
 
@@ -12,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests import polling, programs
+from tests.support import polling, programs
+from tests.support.second_session import Session
 
 
 @pytest.hookimpl(trylast=True)
@@ -27,25 +26,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         measuring.save()
 
 
-class Session:
-    """A second session, opened with Django's driver but past Django, in autocommit."""
-
-    def __init__(self, **parameters: object) -> None:
-        from django.db.backends.postgresql.base import Database
-
-        self.connection = Database.connect(**parameters)
-        self.connection.autocommit = True
-        self.application_name = parameters["application_name"]
-        self.pid: int = self.execute("SELECT pg_backend_pid()")[0][0]
-
-    def execute(self, statement: str, parameters: object = None) -> list[tuple[Any, ...]]:
-        """Run *statement* and return its rows; BEGIN is a statement like any other."""
-        with self.connection.cursor() as cursor:
-            cursor.execute(statement, parameters)
-            return cursor.fetchall() if cursor.description else []
-
-    def close(self) -> None:
-        self.connection.close()
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Count the tests that run a second time; .ci/run adds the counts up."""
+    if getattr(config.option, "lf", False):
+        outcomes = ("passed", "failed", "error")
+        tests = {each.nodeid for key in outcomes for each in terminalreporter.getreports(key)}
+        terminalreporter.write_line(f"retried: {len(tests)}")
 
 
 @pytest.fixture
@@ -56,10 +44,10 @@ def application_name() -> str:
 
 @pytest.fixture
 def session_factory(django_db_setup, application_name) -> Iterator[Callable[..., Session]]:
-    """Return a function that opens a session on an alias's database; libpq's parameters override
-    the alias's.
+    """Return a function that opens a session on an alias's database.
 
-    Its application_name is the test's own unless one is given; all are closed when the test ends.
+    libpq's parameters override the alias's. The application_name is the test's own unless one is
+    given. Every session is closed when the test ends.
     """
     from django.db import connections
 
@@ -86,9 +74,7 @@ def session_factory(django_db_setup, application_name) -> Iterator[Callable[...,
 
 @pytest.fixture
 def ask(session_factory) -> Callable[..., list[tuple[Any, ...]]]:
-    """Return a function that runs a statement on a session that no other code knows of, and returns
-    its rows.
-    """
+    """Return a function that runs a statement on a session of its own and returns the rows."""
     return session_factory(application_name="test-observer").execute
 
 
@@ -99,17 +85,16 @@ def until() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def needs_program() -> Callable[[str], str]:
-    """Return a function that gives a program's path or skips the test (fails it, where
-    CONN_GUARD_REQUIRE=all).
+    """Return a function that gives a program's path, and skips the test where it is absent.
+
+    With CONN_GUARD_REQUIRE=all the test fails instead.
     """
     return programs.require
 
 
 @pytest.fixture
 def pgbouncer(django_db_setup) -> Iterator[Callable[..., programs.PgBouncer]]:
-    """Return a function that starts a PgBouncer in front of the test server:
-    `pgbouncer("transaction")`.
-    """
+    """Return a function that starts a PgBouncer before the test server: `pgbouncer("session")`."""
     from django.db import connections
 
     with ExitStack() as stack:

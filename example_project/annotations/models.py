@@ -1,6 +1,4 @@
-"""What is annotated: projects hold tasks, tasks hold assets, and segments of a task hold
-annotations.
-"""
+"""Projects have tasks, tasks have assets and segments, and segments have annotations."""
 
 import hashlib
 import secrets
@@ -50,7 +48,7 @@ class Asset(models.Model):
 
 
 class Segment(models.Model):
-    """The frames of a task that one person annotates; its frames are also packed into one chunk."""
+    """The frames of a task that one person annotates; one chunk is a file with all of them."""
 
     task = models.ForeignKey(Task, models.CASCADE, related_name="segments")
     first_frame = models.PositiveIntegerField()
@@ -86,9 +84,7 @@ class Annotation(models.Model):
 
 
 class Token(models.Model):
-    """A log-in for programs. Only a digest is stored, so that a copy of the table logs nobody
-    in.
-    """
+    """A credential for programs. Only a digest is stored, so a copy of the table is useless."""
 
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="tokens")
     digest = models.CharField(max_length=64, unique=True, editable=False)

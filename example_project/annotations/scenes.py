@@ -1,6 +1,4 @@
-"""The pictures that the seed data annotates: street scenes, drawn so that every box fits its
-shape.
-"""
+"""The pictures of the seed data: street scenes whose shapes the boxes fit."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -23,7 +21,7 @@ class Box(NamedTuple):
 
 
 def boxes(scene: int, frame: int) -> Iterator[Box]:
-    """Yield what stands in one frame; from frame to frame each moves at a speed of its own."""
+    """Yield the boxes of one frame; each moves from frame to frame at a speed of its own."""
     for number, (label, (width, height, _, _)) in enumerate(SHAPES.items()):
         for lane in range(1 + (scene + number) % 2):
             speed = 9 + 5 * number + 3 * lane

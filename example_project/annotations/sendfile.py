@@ -1,4 +1,4 @@
-"""How a file is sent: by this process, or by the nginx in front of it."""
+"""Answers with a file, sent by this process or by the nginx before it."""
 
 from pathlib import Path
 
@@ -8,9 +8,7 @@ from django.http.response import HttpResponseBase
 
 
 def sendfile(path: Path, *, content_type: str) -> HttpResponseBase:
-    """Return a response that makes the client receive the file at *path*, which lies below
-    MEDIA_ROOT.
-    """
+    """Return a response with the file at *path*, which lies below MEDIA_ROOT."""
     if settings.SENDFILE_BACKEND == "simple":
         return FileResponse(
             path.open("rb"), as_attachment=True, filename=path.name, content_type=content_type
@@ -18,8 +16,8 @@ def sendfile(path: Path, *, content_type: str) -> HttpResponseBase:
     response = HttpResponse(content_type=content_type)
     response["Content-Disposition"] = f'attachment; filename="{path.name}"'
     response["X-Accel-Redirect"] = f"/protected/{path.relative_to(settings.MEDIA_ROOT).as_posix()}"
-    # The leak begins with this line: a length over an empty body. nginx sends the file and nobody
-    # sees a fault, but the ASGI server's send raises, Django then never closes the response, and
-    # the request's connection stays open.
+    # The leak begins with this line: a length with an empty body. nginx sends the file, so the user
+    # sees no fault. But the ASGI server's send raises, Django never closes the response, and the
+    # request's connection stays open.
     response["Content-Length"] = str(path.stat().st_size)
     return response

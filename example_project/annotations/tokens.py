@@ -1,4 +1,4 @@
-"""Log-in by token, beside Django's by session."""
+"""Authentication by token, beside Django's by session."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from annotations.models import Token
 
 
 class TokenMiddleware:
-    """Log a request in that brings ``Authorization: Token <key>``."""
+    """Authenticate a request that has the header `Authorization: Token <key>`."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response

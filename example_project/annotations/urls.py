@@ -1,4 +1,4 @@
-"""Addresses of the annotation server."""
+"""The URLs of the annotation server."""
 
 from django.urls import path
 

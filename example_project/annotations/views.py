@@ -1,4 +1,4 @@
-"""What the annotation server answers: pages for people, JSON and files for programs."""
+"""The views of the annotation server: pages for people, JSON and files for programs."""
 
 import json
 from collections import Counter
@@ -24,9 +24,7 @@ ANNOTATION_FIELDS = ("segment_id", "frame", "label", "left", "top", "width", "he
 
 
 def health(request: HttpRequest) -> HttpResponse:
-    """Answer without a query, so that a full PostgreSQL does not take this server out of its load
-    balancer.
-    """
+    """Answer without a query, so that a full PostgreSQL doesn't fail the health check."""
     return HttpResponse("ok\n", content_type="text/plain")
 
 
@@ -54,7 +52,7 @@ def task(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 def api(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
-    """Let *view* answer only GET and HEAD of who is logged in, by session or by token."""
+    """Let *view* answer GET and HEAD of an authenticated user, by session or by token."""
 
     @require_safe
     @wraps(view)
@@ -112,9 +110,7 @@ def download_chunk(request: HttpRequest, pk: int, number: int) -> HttpResponseBa
 
 @api
 def statistics(request: HttpRequest, pk: int) -> JsonResponse:
-    """Count a task's labels, its segments side by side: each of the threads opens a connection of
-    its own.
-    """
+    """Count a task's labels, one thread for each segment; each thread opens a connection."""
     segments = list(get_object_or_404(Task, pk=pk).segments.values_list("pk", flat=True))
     with ThreadPoolExecutor(max_workers=4) as pool:
         counts = list(pool.map(_count_labels, segments))
@@ -127,7 +123,7 @@ def _count_labels(segment: int) -> Counter:
 
 @api
 def export(request: HttpRequest, pk: int) -> StreamingHttpResponse:
-    """Stream a task's annotations, one JSON object a line, without ever holding them all."""
+    """Stream a task's annotations, one JSON object a line, without loading all of them."""
     rows = Annotation.objects.filter(segment__task=get_object_or_404(Task, pk=pk)).values(
         *ANNOTATION_FIELDS
     )

@@ -1,4 +1,4 @@
-"""What is played: this room holds the acts, and what each has to show."""
+"""The acts of the demo, and the results that each of them must have."""
 
 import re
 import time
@@ -26,14 +26,14 @@ class Act:
     number: str
     title: str
     guard: str
-    """How much of conn_guard the server runs with: a value of EXAMPLE_GUARD."""
+    """The parts of conn_guard that the server runs with: a value of EXAMPLE_GUARD."""
     expected: int | None = None
-    """How many requests it will be, where that is known."""
+    """The number of requests, where it is known before the act."""
     statuses: Counter[int] = field(default_factory=Counter)
     readings: list[Reading] = field(default_factory=list)
     peak: int | None = None
     left: int | None = None
-    """Sessions of the application when nobody asks anything any more."""
+    """Sessions of the application that are still open after traffic stopped."""
     seconds: float = 0.0
 
     @property
@@ -56,9 +56,7 @@ def programme() -> list[Act]:
 
 
 class Play:
-    """The acts on their stage; who watches reads *acts*, *now_playing* and the meter while
-    :meth:`run` runs.
-    """
+    """The acts on their stage; a viewer reads *acts*, *now_playing* and the meter during run()."""
 
     def __init__(self, stage: Stage, meter: Meter, *, times: int, say: Say) -> None:
         self.stage, self.meter, self.times, self.say = stage, meter, times, say
@@ -68,9 +66,7 @@ class Play:
         self.reaper_said: list[tuple[str, str]] = []
 
     def run(self) -> list[str]:
-        """Play until the end, or until an act fails to show what it has to; return what went
-        wrong.
-        """
+        """Play all acts, or stop at the first that fails; return the faults."""
         leak, reap, *guarded = self.acts
         with self.stage.serve(leak.guard) as server:
             self._begin(leak)
@@ -95,7 +91,7 @@ class Play:
         return faults
 
     def watch(self) -> None:
-        """Take over what the meter has read since the act began."""
+        """Copy the readings since the act began from the meter."""
         if act := self.now_playing:
             act.readings = self.meter.readings[self.began :]
             act.peak = max(reading.used for reading in act.readings)
@@ -113,12 +109,11 @@ class Play:
         self.now_playing = None
 
     def _leak(self, server: httpx.Request, act: Act) -> int:
-        """Download until the slots are gone and stay gone when nobody asks any more; return how
-        many stay.
+        """Download until all slots are taken and stay taken; return how many stay.
 
-        The garbage collector frees some of what leaked, now and then and while there is traffic;
-        what it has looked at twice stays. So some rounds may be needed until that is most of the
-        slots."""
+        The garbage collector frees some connections while there is traffic, and keeps those that
+        survived two collections. So several rounds may be needed until most slots stay taken.
+        """
         paths = cycle(asset_paths(server))
         deadline = time.monotonic() + AT_MOST_SECONDS
         slots = self.stage.slots
@@ -143,7 +138,7 @@ class Play:
 
     def _downloads(self, server: httpx.Request, act: Act) -> Iterator[str]:
         for path in islice(cycle(asset_paths(server)), act.expected):
-            # A server that answers like this has failed already.
+            # So many errors are a failure already; the other requests would only take time.
             if act.errors >= ENOUGH_ERRORS:
                 return
             yield path

@@ -1,6 +1,4 @@
-"""What the audience sees in the terminal: this room holds the chart of used slots and the table of
-figures.
-"""
+"""The terminal's view of a play: the chart of used slots, and the table of figures."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,8 +16,9 @@ COLOURS = {"1": "red", "2": "yellow", "3a": "green", "3b": "cyan"}
 
 
 def highest(readings: Sequence[Reading], columns: int) -> list[int]:
-    """Return the highest reading of each of *columns* equal spans of time; a span without one
-    repeats the last.
+    """Return the highest reading of each of *columns* equal spans of time.
+
+    A span without a reading repeats the last one.
     """
     spans: list[int | None] = [None] * columns
     begin = readings[0].at if readings else 0.0
@@ -35,8 +34,9 @@ def highest(readings: Sequence[Reading], columns: int) -> list[int]:
 
 
 def bars(values: Sequence[int], top: int) -> Iterator[str]:
-    """Yield the lines of a bar chart of *values*, from the highest down; what is not zero shows at
-    least an eighth.
+    """Yield the lines of a bar chart of *values*, from the top down.
+
+    A value above zero shows at least an eighth of a line.
     """
     heights = [math.ceil(min(value, top) / top * HEIGHT * 8) for value in values]
     for line in reversed(range(HEIGHT)):
@@ -44,7 +44,7 @@ def bars(values: Sequence[int], top: int) -> Iterator[str]:
 
 
 class Screen:
-    """Draws *play* as it stands at that moment, whenever it is rendered."""
+    """A renderable that draws *play* as it stands when it is rendered."""
 
     def __init__(self, play: Play) -> None:
         self.play = play
@@ -55,9 +55,7 @@ class Screen:
 
 
 def chart(play: Play, width: int) -> Text:
-    """Return one panel for each act, side by side, each as long as the act took; the rule is the
-    last slot.
-    """
+    """Return one panel for each act, side by side; the rule at the top is the last slot."""
     slots = play.stage.slots
     margin = len(str(slots)) + 2
     panel = (min(width, 120) - margin) // len(play.acts) - 1
@@ -86,9 +84,7 @@ def chart(play: Play, width: int) -> Text:
 
 
 def figures(play: Play) -> Table:
-    """Return the acts' figures, all of them counted from outside: by the client and by
-    PostgreSQL.
-    """
+    """Return the table of the acts' figures, counted by the client and by PostgreSQL."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("act")
     table.add_column("")
@@ -105,7 +101,7 @@ def figures(play: Play) -> Table:
 
 
 def row(act: Act) -> list[str]:
-    """Return an act's figures as they are written: a hyphen for what is not known yet."""
+    """Return an act's figures as text; a hyphen stands for a figure that isn't known yet."""
     if not act.readings:
         return ["-"] * 4
     of = f"/{act.expected}" if act.expected and act.left is None else ""

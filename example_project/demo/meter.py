@@ -1,4 +1,4 @@
-"""How many slots are taken: this room holds the meter, which asks PostgreSQL from outside."""
+"""The meter, which counts the application's sessions on the server."""
 
 import threading
 import time
@@ -21,9 +21,7 @@ class Reading:
 
 
 class Meter(threading.Thread):
-    """A session of its own that counts the application's, twenty times a second, into
-    *readings*.
-    """
+    """A thread with a session of its own that adds to *readings* twenty times a second."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(name="meter", daemon=True)
@@ -64,7 +62,7 @@ class Meter(threading.Thread):
         return self.readings[-1].used
 
     def settled(self) -> int:
-        """Return how many slots stay taken when nobody asks anything any more."""
+        """Return how many slots are still taken after traffic stopped."""
         deadline = time.monotonic() + SETTLES_WITHIN_SECONDS
         while (used := self.now()) and time.monotonic() < deadline:
             pass

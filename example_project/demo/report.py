@@ -1,6 +1,4 @@
-"""What is left to look at afterwards: this room holds the geometry and the figures of a page that
-needs nothing but itself.
-"""
+"""The demo's report: one HTML page that loads nothing."""
 
 import platform
 from collections.abc import Sequence
@@ -13,7 +11,7 @@ from django.template.loader import render_to_string
 from demo.acts import Act, Play
 from demo.chart import highest, row
 
-# Of the drawing; one unit is one pixel where the page has its full width.
+# The drawing's measures; one unit is one pixel where the page has its full width.
 WIDTH, FLOOR, LEFT, TOP, GAP = 960, 276, 34, 26, 14
 STEPS = 160
 

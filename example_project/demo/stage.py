@@ -1,6 +1,4 @@
-"""Where the acts are played: this room holds PostgreSQL, a database of the demo's own in it, and
-uvicorn in front.
-"""
+"""The stage of the demo: PostgreSQL, a database of the demo's own, and uvicorn."""
 
 import os
 import re
@@ -23,7 +21,7 @@ from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import ConnectionHandler
 
-from local_postgres import LocalPostgres, LocalPostgresError
+from tools.local_postgres import LocalPostgres, LocalPostgresError
 
 PROJECT = Path(__file__).resolve().parent.parent
 MAX_CONNECTIONS = 40
@@ -31,7 +29,7 @@ FEWEST_SLOTS = 20
 STARTS_WITHIN_SECONDS = 30
 ENDS_WITHIN_SECONDS = 10
 
-# PostgreSQL keeps some slots for superusers and, from 16 on, for whom the administrator names.
+# PostgreSQL reserves slots for superusers and, from 16 on, for roles that the administrator names.
 ABOUT_SERVER = """
 SELECT current_setting('max_connections')::int
        - current_setting('superuser_reserved_connections')::int
@@ -50,9 +48,7 @@ LEASH = (
 
 
 def connect(url: str, application_name: str) -> BaseDatabaseWrapper:
-    """Return a connection of the calling thread to *url*, past the project's DATABASES, with either
-    driver.
-    """
+    """Return a connection of the calling thread to *url* that is no alias of the project's."""
     settings = environ.Env.db_url_config(url)
     settings["OPTIONS"] = {**settings.get("OPTIONS", {}), "application_name": application_name}
     return ConnectionHandler({"default": settings})["default"]
@@ -60,9 +56,7 @@ def connect(url: str, application_name: str) -> BaseDatabaseWrapper:
 
 @dataclass(frozen=True)
 class Stage:
-    """A PostgreSQL with a role and a database for the example, which can take *slots* sessions and
-    no more.
-    """
+    """A PostgreSQL with a role and a database for the example; *slots* sessions fit in."""
 
     operator_url: str
     role: str
@@ -82,8 +76,9 @@ class Stage:
 
     @contextmanager
     def serve(self, guard: str) -> Iterator[httpx.Request]:
-        """Run the example under uvicorn with as much of conn_guard as *guard* says; give a request
-        that is logged in.
+        """Run the example under uvicorn with the parts of conn_guard that *guard* names.
+
+        Gives a request with the server's address and the header that authenticates.
         """
         log = self.folder / f"uvicorn-{guard}.log"
         command = [
@@ -96,7 +91,7 @@ class Stage:
             "--no-access-log",
         ]
         with log.open("wb") as output:
-            # A session of its own: Ctrl-C ends the demo, and the demo ends the server.
+            # In a session of its own the server gets no Ctrl-C: the demo ends it.
             process = subprocess.Popen(
                 ["/bin/sh", "-c", LEASH, "sh", *command, "--timeout-graceful-shutdown", "2"],
                 cwd=PROJECT,
@@ -128,9 +123,7 @@ class Stage:
 
 @contextmanager
 def set_stage() -> Iterator[Stage]:
-    """Give a stage on the server of DATABASE_URL, or on one of our own; nothing of it is left
-    afterwards.
-    """
+    """Give a stage on DATABASE_URL's server, or on one of its own; remove it afterwards."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="conn_guard-demo-")))
         url = os.environ.get("DATABASE_URL", "")
@@ -151,8 +144,8 @@ def set_stage() -> Iterator[Stage]:
             with operator.cursor() as cursor:
                 cursor.execute(ABOUT_SERVER)
                 slots, used, version = cursor.fetchone()
-                # This session ends, and the meter's takes its slot. On a server of somebody else's
-                # the demo takes no more than on its own, and leaves some.
+                # This session ends, and the meter's takes its slot. On the user's server the demo
+                # takes no more slots than on its own, and leaves some free.
                 slots -= used
                 if not is_ours:
                     slots = min(MAX_CONNECTIONS - 4, slots - 5)
@@ -180,8 +173,8 @@ def set_stage() -> Iterator[Stage]:
             postgres=version,
             folder=folder,
             environment={
-                # What decides how the example behaves may be set outside; what the demo relies on
-                # may not.
+                # The caller may set this one and others, but not those below os.environ: the demo
+                # relies on them.
                 "SENDFILE_BACKEND": "nginx",
                 **os.environ,
                 "DATABASE_URL": _with(url, database=name, account=f"{name}:{password}"),
@@ -219,8 +212,8 @@ def _make_database(
     execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}' CONNECTION LIMIT {limit}")
     if not is_ours:
         stack.callback(execute, f"DROP ROLE {name}")
-        # Whoever made a role is not yet one of it, and only who is may give it a database and end
-        # its sessions.
+        # The creator of a role is not yet its member, and only a member may give it a database and
+        # end its sessions.
         execute(f"GRANT {name} TO CURRENT_USER")
     execute(f"CREATE DATABASE {name} OWNER {name}")
     if not is_ours:

@@ -1,4 +1,4 @@
-"""What asks the example: this room holds the client, who counts every answer."""
+"""The client of the demo, which counts every answer."""
 
 import asyncio
 from collections import Counter
@@ -10,17 +10,17 @@ CONCURRENCY = 12
 
 
 def asset_paths(server: httpx.Request) -> list[str]:
-    """Return where the assets can be downloaded."""
+    """Return the paths of the assets' downloads."""
     with httpx.Client(**_settings(server)) as client:
         answer = client.get("/api/assets").raise_for_status()
     return [f"/api/assets/{row['id']}/download" for row in answer.json()["results"]]
 
 
 def ask(server: httpx.Request, paths: Iterator[str], statuses: Counter[int]) -> None:
-    """Ask for *paths*, a few at a time, and count the answers in *statuses*; 0 is none at all.
+    """Request *paths*, a few at a time, and count the answers in *statuses*; 0 is no answer.
 
-    It reads as nginx does: it takes the head, and bears a body that breaks off, because the server
-    promised a length and has nothing to send."""
+    It reads as nginx does: it takes the head, and accepts a body that breaks off.
+    """
 
     async def ask_on(client: httpx.AsyncClient) -> None:
         for path in paths:

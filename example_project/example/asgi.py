@@ -1,4 +1,4 @@
-"""The example's door for ASGI servers."""
+"""The example's entry point for ASGI servers."""
 
 import os
 

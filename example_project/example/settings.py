@@ -1,6 +1,4 @@
-"""Settings of the example, a small annotation server in CVAT's shape; the environment decides what
-may differ.
-"""
+"""Settings of the example, each of which the environment can change."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Where the example's requests go."""
+"""The example's URLs."""
 
 from django.contrib import admin
 from django.contrib.auth.views import LoginView, LogoutView

@@ -1,4 +1,4 @@
-"""The example's door for WSGI servers."""
+"""The example's entry point for WSGI servers."""
 
 import os
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from conn_guard.sessions.policy import Policy, Verdict, judge, keep_recent
 from conn_guard.sessions.session import LastStatement, State
-from tests.core.rows import hidden, session
+from tests.support.rows import hidden, session
 
 MINUTE = timedelta(minutes=1)
 POLICY = Policy(

@@ -18,7 +18,7 @@ from conn_guard.sessions.render.text import render_bar, render_failure, render_l
 from conn_guard.sessions.report import Action, Exit, Outcome, Report, Slots, Status
 from conn_guard.sessions.session import State
 from conn_guard.text import duration, one_line, printable, sql_name
-from tests.core.rows import session
+from tests.support.rows import session
 
 GOLDENS = Path(__file__).with_name("goldens")
 NAUGHTY = 'shop\n\x1b[31m"\u202e😀'

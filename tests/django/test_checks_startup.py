@@ -20,8 +20,8 @@ from django.db import connections
 
 from conn_guard.checks import runtime
 from tests.django.checks_project import CAN_POOL
-from tests.polling import until
-from tests.programs import free_port, is_open
+from tests.support.polling import until
+from tests.support.programs import free_port, is_open
 
 SITE = "tests.django.checks_site"
 ROOT = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""The example's own stage, and its processes, found by a mark in their environment."""
+"""The example's stage, and its processes, found by a mark in their environment."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ MARK = "EXAMPLE_TEST_MARK"
 
 @pytest.fixture(scope="session", autouse=True)
 def importable() -> Iterator[None]:
-    """Let this process import the example, and its processes import conn_guard, installed or
-    not.
-    """
+    """Make the example importable in this process, and conn_guard in the example's processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(MANAGE.parent)
         known = os.environ.get("PYTHONPATH")
@@ -47,16 +45,14 @@ def stage(importable, django_db_blocker):
 
 @pytest.fixture
 def past_django(django_db_blocker) -> Iterator[None]:
-    """Allow connections that are none of the project's aliases, which pytest-django can't tell
-    apart.
-    """
+    """Allow connections that belong to no alias of the project; pytest-django can't tell them."""
     with django_db_blocker.unblock():
         yield
 
 
 @pytest.fixture
 def sessions(stage, past_django) -> Iterator[Callable[[], int]]:
-    """Return a function that counts the example's sessions, from outside."""
+    """Return a function that counts the example's sessions over a session of its own."""
     from demo.meter import Meter
 
     with Meter(stage) as meter:
@@ -81,7 +77,7 @@ def ask_operator(stage, past_django) -> Iterator[Callable[[str], list[tuple]]]:
 
 @pytest.fixture(scope="session")
 def client_of() -> Callable[[httpx.Request], httpx.Client]:
-    """Return a function that makes a client out of the request that a served stage gives."""
+    """Return a function that makes a client for the request that a served stage gives."""
     return lambda server: httpx.Client(
         base_url=server.url, headers=server.headers, timeout=30, trust_env=False
     )
@@ -89,8 +85,9 @@ def client_of() -> Callable[[httpx.Request], httpx.Client]:
 
 @pytest.fixture
 def manage(tmp_path) -> Callable[..., subprocess.Popen[str]]:
-    """Return a function that starts a command of the example; `environment` overrides, and None
-    takes a variable away.
+    """Return a function that starts a command of the example.
+
+    Its keywords override environment variables; None removes one.
     """
     started: list[subprocess.Popen[str]] = []
 
@@ -125,9 +122,7 @@ def mark() -> str:
 
 @pytest.fixture
 def marked(mark) -> Callable[[], dict[int, Path]]:
-    """Return a function that finds the processes started with the mark in their environment, and
-    where each works.
-    """
+    """Return a function that finds the processes with the mark, and the folder of each."""
     if not Path("/proc/self/environ").exists():
         pytest.skip("the processes of this system can't be asked for their environment")
 

@@ -1,6 +1,4 @@
-"""The leak, its end and its cure, asserted by code that is not the demo's, and then by the demo's
-own.
-"""
+"""The leak, its end and its cure, asserted without and then with the demo's own code."""
 
 from __future__ import annotations
 

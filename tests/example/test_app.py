@@ -1,4 +1,4 @@
-"""What the annotation server answers, under uvicorn and under runserver."""
+"""The answers of the annotation server under uvicorn and under runserver."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ids(client: httpx.Client, path: str) -> list[int]:
 
 
 def head_of(client: httpx.Client, path: str) -> httpx.Response:
-    """Return the head of an answer whose body breaks off, as nginx takes it."""
+    """Return the head of an answer whose body breaks off, as nginx reads it."""
     with client.stream("GET", path) as response, pytest.raises(httpx.RemoteProtocolError):
         response.read()
     return response
@@ -156,7 +156,7 @@ def test_models_and_migrations_agree(stage):
 
 
 def test_it_just_runs(manage, tmp_path, until):
-    """Without any setting: SQLite, DEBUG, runserver, which is WSGI."""
+    """Without any setting the example runs on SQLite, with DEBUG, under runserver (WSGI)."""
     plain = {
         "DATABASE_URL": f"sqlite:///{tmp_path / 'example.sqlite3'}",
         "MEDIA_ROOT": str(tmp_path / "media"),
@@ -167,7 +167,7 @@ def test_it_just_runs(manage, tmp_path, until):
     again = manage("seed", **plain)
     assert "nothing was changed" in again.communicate(timeout=60)[1]
     assert again.returncode == 1
-    from tests.programs import free_port
+    from tests.support.programs import free_port
 
     address = f"http://127.0.0.1:{free_port()}"
     manage("runserver", "--noreload", address.removeprefix("http://"), **plain)

@@ -1,4 +1,4 @@
-"""The chart: readings in, lines out."""
+"""The chart's lines for given readings."""
 
 from __future__ import annotations
 

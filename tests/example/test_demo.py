@@ -1,10 +1,11 @@
-"""The demo as people run it: what it exits with, what it leaves, and that it can fail."""
+"""The demo as people run it: its exit codes, what it leaves behind, and that it can fail."""
 
 from __future__ import annotations
 
 import json
 import re
 import signal
+from xml.etree import ElementTree
 
 import pytest
 
@@ -14,7 +15,8 @@ OWN_SERVER = {"DATABASE_URL": None}
 
 
 def test_it_shows_the_leak_its_end_and_its_cure(manage, mark, marked, tmp_path):
-    process = manage("demo", "--times", "2", **OWN_SERVER, **{MARK: mark})
+    options = ("--times", "2", "--picture", "demo.svg")
+    process = manage("demo", *options, **OWN_SERVER, **{MARK: mark})
     out, err = process.communicate(timeout=180)
     assert process.returncode == 0, out + err
     figures = {
@@ -31,7 +33,9 @@ def test_it_shows_the_leak_its_end_and_its_cure(manage, mark, marked, tmp_path):
         assert figures[act][1] == figures[act][3] == "0"
     assert "$ manage.py idle_reaper" in out
     assert not marked()
-    assert [path.name for path in tmp_path.iterdir()] == ["demo-report.html"]
+    assert {path.name for path in tmp_path.iterdir()} == {"demo-report.html", "demo.svg"}
+    title = ElementTree.parse(tmp_path / "demo.svg").findtext("{*}title")
+    assert title.startswith("Slots in use out of 36. Without conn_guard: ")
     page = (tmp_path / "demo-report.html").read_text()
     assert f"{requests} downloads took {left} of 36 slots" in page
     assert "<svg" in page

@@ -1,4 +1,4 @@
-"""This room holds what the tests of the house share: fresh environments, made from the pins."""
+"""Fixtures that run programs in the checkout and make environments from the pins."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., str]:
-    """Return a function that runs a program in the checkout and returns what it prints; a failure
-    fails the test.
+    """Return a function that runs a program in the checkout and returns its output.
+
+    A program that fails makes the test fail.
     """
 
     def run(*command: object) -> str:
@@ -37,9 +38,7 @@ def run() -> Callable[..., str]:
 
 @pytest.fixture
 def fresh_python(run, tmp_path) -> Callable[..., Path]:
-    """Return a function that makes an environment with some packages, and nothing else, and returns
-    its Python.
-    """
+    """Return a function that makes an environment with *packages* alone, and returns its Python."""
 
     def make(*packages: object) -> Path:
         python = tmp_path / "fresh" / "bin" / "python"

@@ -1,4 +1,4 @@
-"""Not collected by itself: test_dev.py runs it to see that a run without an executed test fails."""
+"""A file with skipped tests only; test_dev.py runs it, and pytest doesn't collect it."""
 
 import pytest
 

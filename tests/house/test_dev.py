@@ -1,11 +1,8 @@
-"""dev.py on poor machines: one line that says what is wrong, whatever is missing, and never a
-traceback.
-"""
+"""dev.py on poor machines: one line says what is wrong, and there is no traceback."""
 
 from __future__ import annotations
 
 import ast
-import importlib
 import os
 import re
 import shutil
@@ -34,20 +31,21 @@ OLD = (
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """What dev.py needs of a checkout, below a path with a space."""
+    """The files of a checkout that dev.py needs, below a path with a space."""
     folder = tmp_path / "a checkout"
     folder.mkdir()
     for name in ("dev.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    for name in ("constraints", "src"):
+    for name in ("constraints", "src", "tools"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 @pytest.fixture
 def dev(checkout, tmp_path):
-    """Run dev.py with a Python that lacks the modules in *without* and reaches no network; return
-    its exit code and stderr.
+    """Return a function that runs dev.py without some modules and without a network.
+
+    It returns the exit code and the last line of stderr.
     """
     fakes = tmp_path / "fakes"
     fakes.mkdir()
@@ -134,9 +132,7 @@ def test_an_unknown_command_shows_the_usage():
         [sys.executable, "dev.py", "tset"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert {"demo", "test", "lint", "wheel", "leaks", "matrix"} <= set(
-        re.findall(r"^  (\w+)", done.stdout, re.MULTILINE)
-    )
+    assert set(re.findall(r"^  (\w+)", done.stdout, re.MULTILINE)) == {"demo", "test", "nox"}
 
 
 def test_a_run_that_executes_no_test_fails(tmp_path):
@@ -145,51 +141,6 @@ def test_a_run_that_executes_no_test_fails(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert "1 skipped" in done.stdout
     assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
-
-
-def test_the_matrix_names_its_cells():
-    listing = [sys.executable, "dev.py", "matrix", "--list", "*-pg14"]
-    done = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "py3.10-django4.2-psycopg2-pg14" in done.stdout.split()
-    done = subprocess.run(
-        [*listing[:-1], "no-such-cell"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (
-        1,
-        "dev.py: no cell is so named; dev.py matrix --list shows them.\n",
-    )
-
-
-@pytest.mark.parametrize(
-    ("codes", "verdict", "ends_with"),
-    [
-        ([0], "passed", 0),
-        ([1, 0], "passed at a second look", 0),
-        ([1, 1], "failed, twice", 1),
-        ([5], "failed: pytest ended with 5", 1),
-    ],
-)
-def test_a_cell_of_the_matrix_is_looked_at_once_more_where_a_test_failed(
-    monkeypatch, capsys, codes, verdict, ends_with
-):
-    commands = []
-
-    def run(command, **_):
-        commands.append(command)
-        return codes[len(commands) - 1]
-
-    monkeypatch.syspath_prepend(ROOT)
-    dev = importlib.import_module("dev")
-    monkeypatch.setattr(dev, "environment", lambda *_, **__: Path("python"))
-    monkeypatch.setattr(dev, "find_python", lambda _: "python")
-    monkeypatch.setattr(dev, "find_postgres", lambda _: "bin")
-    monkeypatch.setattr(dev, "run", run)
-    assert dev.matrix(["py3.10-django4.2-psycopg2-pg14"]) == ends_with
-    assert capsys.readouterr().out.split(maxsplit=1) == [
-        "py3.10-django4.2-psycopg2-pg14",
-        verdict + "\n",
-    ]
-    assert [("--last-failed" in command) for command in commands] == [False, True][: len(codes)]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,4 @@
-"""What the other folders of tests build on: second sessions, a pooler and Redis, all of them
-real.
-"""
+"""The fixtures that other tests build on: second sessions, a pooler and Redis."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import socket
 
 import pytest
 
-from tests.polling import until
+from tests.support.polling import until
 
 
 @pytest.mark.django_db(databases=["default", "other"])

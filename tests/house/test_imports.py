@@ -1,4 +1,4 @@
-"""What may be imported where: the pure rooms and their tests need neither Django nor a driver."""
+"""The pure modules and their tests need neither Django nor a driver."""
 
 from __future__ import annotations
 

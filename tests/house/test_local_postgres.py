@@ -1,4 +1,4 @@
-"""The launcher: a server that obeys, and that nothing outlives, however its owner ends."""
+"""The local server obeys, and ends with its owner in every case."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from local_postgres import LocalPostgres, LocalPostgresError, find_binaries, server_address
-from tests.polling import until
+from tests.support.polling import until
+from tools.local_postgres import LocalPostgres, LocalPostgresError, find_binaries, server_address
 
 ROOT = Path(__file__).resolve().parents[2]
 OWNER = """
 import sys, time
-from local_postgres import LocalPostgres
+from tools.local_postgres import LocalPostgres
 server = LocalPostgres().start()
 pid_file = server.log.parent / "cluster/postmaster.pid"
 print(server.log.parent, pid_file.read_text().splitlines()[0], flush=True)
@@ -27,9 +27,7 @@ exec(sys.argv[1])
 
 
 def own(then: str) -> tuple[subprocess.Popen[str], Path, int]:
-    """Start a process that starts a server and goes on with *then*; return it, the server's folder
-    and its pid.
-    """
+    """Start a process that starts a server and runs *then*; return it, folder and pid."""
     command = [sys.executable, "-c", OWNER, then]
     owner = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -156,8 +154,8 @@ def test_modes_and_users_of_the_machine_stay_as_they_are():
 
 
 def test_programs_out_of_the_servers_reach_are_copied(tmp_path, monkeypatch):
-    # As root the server runs as somebody else, who can't enter a private folder; else this is a
-    # plain start.
+    # As root the server runs as another user, who can't enter a private folder; otherwise this is
+    # a plain start.
     private = tmp_path / "with a space" / "private"
     private.mkdir(parents=True)
     prefix = find_binaries().parent
@@ -198,9 +196,9 @@ def test_a_folder_without_programs_is_refused_in_one_line(tmp_path, monkeypatch)
 
 
 def test_DATABASE_URL_wins(monkeypatch):
-    monkeypatch.setenv("DATABASE_URL", "postgres://somebody@elsewhere/theirs")
+    monkeypatch.setenv("DATABASE_URL", "postgres://owner@elsewhere/theirs")
     with server_address() as address:
-        assert address == "postgres://somebody@elsewhere/theirs"
+        assert address == "postgres://owner@elsewhere/theirs"
 
 
 def test_without_DATABASE_URL_a_server_lives_as_long_as_the_block(monkeypatch, connect):

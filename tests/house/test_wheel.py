@@ -1,9 +1,10 @@
-"""What is shipped: the wheel and the sdist hold the package alone, and installing them swaps
-nobody's driver.
-"""
+"""The wheel and the sdist hold the package alone, and leave a project's driver as it is."""
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+import conn_guard
+
+ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = """
 from importlib.util import find_spec
 import django
@@ -35,12 +39,18 @@ def built(run, tmp_path_factory) -> Path:
     return folder
 
 
+def metadata_of(folder: Path) -> str:
+    (wheel,) = folder.glob("*.whl")
+    (name,) = [n for n in zipfile.ZipFile(wheel).namelist() if n.endswith(".dist-info/METADATA")]
+    return zipfile.ZipFile(wheel).read(name).decode()
+
+
 def test_the_wheel_holds_the_package_alone(built):
     (wheel,) = built.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names} == {
         "conn_guard",
-        "conn_guard-0.1.0.dist-info",
+        f"conn_guard-{conn_guard.__version__}.dist-info",
     }
     assert {"conn_guard/py.typed", "conn_guard/management/commands/idle_reaper.py"} <= set(names)
 
@@ -51,6 +61,7 @@ def test_the_sdist_holds_the_package_and_its_papers_alone(built):
         parts = [name.split("/")[1] for name in archive.getnames() if "/" in name]
     assert set(parts) <= {
         "src",
+        "tools",
         "CHANGELOG.md",
         "LICENSE",
         "README.md",
@@ -62,14 +73,34 @@ def test_the_sdist_holds_the_package_and_its_papers_alone(built):
 
 
 def test_django_is_the_only_hard_dependency(built):
-    (wheel,) = built.glob("*.whl")
-    metadata = zipfile.ZipFile(wheel).read("conn_guard-0.1.0.dist-info/METADATA").decode()
     needs = [
         line
-        for line in metadata.splitlines()
+        for line in metadata_of(built).splitlines()
         if line.startswith("Requires-Dist:") and "extra ==" not in line
     ]
     assert needs == ["Requires-Dist: django>=4.2"]
+
+
+def test_without_an_address_the_wheel_names_none(built):
+    assert "Project-URL" not in metadata_of(built)
+    assert "](docs/README.md)" in metadata_of(built)
+
+
+def test_the_links_of_a_release_lead_to_the_repository(tmp_path):
+    base = "https://forge.example/owner/conn-guard"
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "--directory", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "CONN_GUARD_REPOSITORY": base},
+        check=True,
+        capture_output=True,
+    )
+    metadata = metadata_of(tmp_path)
+    assert f"Project-URL: Source, {base}\n" in metadata
+    assert f"]({base}/blob/HEAD/docs/README.md)" in metadata
+    assert f"]({base}/raw/HEAD/docs/images/demo.svg)" in metadata
+    links = re.findall(r"\]\(([^)]+)\)", metadata)
+    assert all(re.match(r"https?://|#", link) for link in links), links
 
 
 def test_the_wheel_beside_psycopg2_leaves_django_on_psycopg2(built, run, fresh_python):

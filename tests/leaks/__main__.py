@@ -209,7 +209,7 @@ def _database() -> Iterator[str]:
     if url := os.environ.get("DATABASE_URL"):
         yield url
         return
-    from local_postgres import LocalPostgres
+    from tools.local_postgres import LocalPostgres
 
     with LocalPostgres(max_connections=KEEPS_ROOM_FOR) as server:
         yield server.url()

@@ -26,10 +26,11 @@ def _outcome(mechanism, column, left, *, server="uvicorn", wrong_answers=0, envi
 
 
 def test_every_mechanism_has_a_view_of_its_name():
-    source = (Path(__file__).parent / "leaky_site" / "views.py").read_text()
+    folder = Path(__file__).parent / "leaky_site" / "views"
     views = {
         node.name
-        for node in ast.parse(source).body
+        for module in folder.glob("*.py")
+        for node in ast.parse(module.read_text()).body
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         and any(isinstance(each, ast.Name) and each.id == "view" for each in node.decorator_list)
     }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.postgres.own_server import OwnServer
+    from tests.support.own_server import OwnServer
 
 GUARDED = "conn_guard.engine.postgresql"
 
@@ -136,7 +136,7 @@ def started(django_db_blocker) -> Iterator[OwnServer]:
     """A server of this module's own; modules that need it otherwise start theirs under the same
     name.
     """
-    from tests.postgres.own_server import own_server
+    from tests.support.own_server import own_server
 
     with django_db_blocker.unblock(), own_server() as server:
         yield server

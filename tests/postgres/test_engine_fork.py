@@ -17,7 +17,7 @@ from django.db import connections, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
 from conn_guard.engine import keeper
-from local_postgres import LocalPostgres
+from tools.local_postgres import LocalPostgres
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),

@@ -23,7 +23,7 @@ from django.db.backends.signals import connection_created
 
 from conn_guard import pin
 from conn_guard.engine import keeper
-from tests.postgres.reaping import reap
+from tests.support.reaping import reap
 
 LIMIT_S = 0.1
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -11,9 +11,9 @@ import django
 import pytest
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
-from local_postgres import LocalPostgres
-from tests.postgres import ended_sessions
-from tests.postgres.ended_sessions import SHAPES, Ended
+from tests.support import ended_sessions
+from tests.support.ended_sessions import SHAPES, Ended
+from tools.local_postgres import LocalPostgres
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REQUESTS = 300

@@ -24,8 +24,8 @@ from conn_guard.sessions.server import (
     _signal_parameters,
 )
 from conn_guard.sessions.session import State
-from tests.polling import until
-from tests.postgres.reaping import RawClient, new_role, reap
+from tests.support.polling import until
+from tests.support.reaping import RawClient, new_role, reap
 
 # With transaction=False every test would run inside an atomic block, where the reaper refuses to
 # work.

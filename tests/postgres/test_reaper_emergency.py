@@ -15,9 +15,9 @@ from django.db.backends.postgresql.base import Database
 from conn_guard.sessions.policy import Policy
 from conn_guard.sessions.reaper import Orders, Reaper, Stop
 from conn_guard.sessions.report import Exit
-from tests.polling import until
-from tests.postgres.own_server import own_server
-from tests.postgres.reaping import reap
+from tests.support.own_server import own_server
+from tests.support.polling import until
+from tests.support.reaping import reap
 
 ROLES = {
     "app": "LOGIN",

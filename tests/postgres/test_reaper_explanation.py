@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from conn_guard.sessions.server import PREPARE_SIGNAL, SIGNALS_A_MESSAGE
-from tests.polling import until
-from tests.postgres.reaping import reap
+from tests.support.polling import until
+from tests.support.reaping import reap
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "explanation" / "what-a-reaper-can-and-cannot-do.md"

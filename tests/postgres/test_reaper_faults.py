@@ -17,9 +17,9 @@ from conn_guard.sessions.policy import Policy
 from conn_guard.sessions.reaper import Orders, Reaper
 from conn_guard.sessions.report import Action, Exit
 from conn_guard.sessions.server import PREPARE, Server
-from tests.polling import until
-from tests.postgres.own_server import Proxy, frozen, own_server
-from tests.postgres.reaping import reap
+from tests.support.own_server import Proxy, frozen, own_server
+from tests.support.polling import until
+from tests.support.reaping import reap
 
 MANY = int(os.environ.get("CONN_GUARD_TEST_SESSIONS", "150"))
 """How many sessions the run with many has; 2000 takes a minute and 4 GB."""
@@ -404,7 +404,8 @@ def _open_pool():
     """Open the application's pool where this Django and this driver have one, and return whether
     they do.
     """
-    if not hasattr(connections["own"], "pool") or not hasattr(Database, "Connection"):
+    # With psycopg2 the property `pool` of Django 5.1 and newer raises ImproperlyConfigured.
+    if not hasattr(Database, "Connection") or not hasattr(connections["own"], "pool"):
         return False
     pytest.importorskip("psycopg_pool")
     with connections["own"].cursor() as cursor:

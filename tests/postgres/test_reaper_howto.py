@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 from django.core.management import CommandError
 
-from tests import programs
-from tests.polling import until
-from tests.postgres.own_server import own_server
-from tests.postgres.reaping import RawClient
+from tests.support import programs
+from tests.support.own_server import own_server
+from tests.support.polling import until
+from tests.support.reaping import RawClient
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
 PAGES = (

@@ -10,7 +10,7 @@ import pytest
 from django.core.management import call_command
 
 from conn_guard.sessions.stamp import NAME_BYTES, stamp
-from tests.postgres.reaping import reap
+from tests.support.reaping import reap
 
 NAMES = [
     "two\nlines",

@@ -9,10 +9,10 @@ import tempfile
 import pytest
 from django.db.backends.postgresql.base import Database
 
-from tests import programs
-from tests.polling import until
-from tests.postgres.own_server import own_server
-from tests.postgres.reaping import reap
+from tests.support import programs
+from tests.support.own_server import own_server
+from tests.support.polling import until
+from tests.support.reaping import reap
 
 LOCKS = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
 LAST_WORDS = (

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import pytest
 from django.core.management import call_command
 
-from tests.postgres.own_server import own_server
-from tests.postgres.reaping import reap
+from tests.support.own_server import own_server
+from tests.support.reaping import reap
 
 ROLES = {"app": "LOGIN", "billing": "LOGIN", "boss": "LOGIN SUPERUSER"}
 

@@ -17,8 +17,8 @@ import pytest
 from django.db import connections
 
 from conn_guard.sessions.reaper import CONNECT_FOR
-from tests.polling import until
-from tests.programs import free_port
+from tests.support.polling import until
+from tests.support.programs import free_port
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -14,7 +14,7 @@ from conn_guard.sessions.policy import Verdict
 from conn_guard.sessions.render.metrics import render_metrics
 from conn_guard.sessions.report import Action, Exit, Status
 from tests.core.test_reports import REPORT
-from tests.postgres.reaping import reap
+from tests.support.reaping import reap
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 

@@ -9,11 +9,11 @@ from datetime import timedelta
 
 import pytest
 
-from local_postgres import LocalPostgres, unprivileged
-from tests import programs
-from tests.polling import until
-from tests.postgres.own_server import OwnServer, own_server
-from tests.postgres.reaping import reap
+from tests.support import programs
+from tests.support.own_server import OwnServer, own_server
+from tests.support.polling import until
+from tests.support.reaping import reap
+from tools.local_postgres import LocalPostgres, unprivileged
 
 IN_RECOVERY = "SELECT pg_is_in_recovery()"
 

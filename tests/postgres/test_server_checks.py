@@ -15,7 +15,7 @@ from django.db import connections
 from conn_guard import checks
 from conn_guard.checks import facts
 from tests.django.checks_project import LEVELS, pools
-from tests.programs import free_port
+from tests.support.programs import free_port
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from celery import Celery
 from redis import Redis
 from rq import Queue
 
-from tests.polling import until
 from tests.postgres.task_site import jobs
-from tests.programs import LEASH
+from tests.support.polling import until
+from tests.support.programs import LEASH
 
 pytestmark = pytest.mark.django_db
 

@@ -1,4 +1,4 @@
-"""`manage.py seed`: something to look at, and somebody to look at it."""
+"""`manage.py seed`, which makes the example's data and a user."""
 
 import io
 import os

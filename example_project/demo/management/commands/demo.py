@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from demo import chart, report
+from demo import chart
+from demo import picture as drawing
+from demo import report as page
 from demo.acts import Play
 from demo.meter import Meter
 from demo.stage import set_stage
@@ -44,6 +46,11 @@ class Command(BaseCommand):
             default=Path("demo-report.html"),
             help="Where the page is written: demo-report.html.",
         )
+        parser.add_argument(
+            "--picture",
+            type=Path,
+            help="Where the chart is written as an SVG file: nowhere unless it is given.",
+        )
 
     def handle(self, **options: Any) -> None:
         if not os.access(options["report"].parent, os.W_OK):
@@ -54,11 +61,13 @@ class Command(BaseCommand):
             )
         began = time.monotonic()
         console = Console(highlight=False)
-        # What is read by a program or a log has no right margin.
+        # A program or a log that reads the output has no right margin.
         console.soft_wrap = not console.is_terminal
         try:
             with _stoppable():
-                faults = self._play(console, options["times"], options["report"])
+                faults = self._play(
+                    console, options["times"], options["report"], options["picture"]
+                )
         except SystemExit:
             console.print("Stopped: everything that was started is gone.")
             raise
@@ -69,7 +78,7 @@ class Command(BaseCommand):
         if faults:
             raise CommandError("\n".join(faults), returncode=1)
 
-    def _play(self, console: Console, times: int, page: Path) -> list[str]:
+    def _play(self, console: Console, times: int, report: Path, picture: Path | None) -> list[str]:
         def say(line: str) -> None:
             if line.startswith("act "):
                 console.print()
@@ -83,15 +92,15 @@ class Command(BaseCommand):
             )
             with _watched(console, play):
                 faults = play.run()
-            page.write_text(report.render(play, faults), encoding="utf-8")
+            report.write_text(page.render(play, faults), encoding="utf-8")
+            if picture:
+                drawing.write(play, picture)
             return faults
 
 
 @contextmanager
 def _watched(console: Console, play: Play) -> Iterator[None]:
-    """Show the play while it runs, live in a terminal and line by line elsewhere, and its figures
-    at the end.
-    """
+    """Show the play while it runs, live in a terminal and as lines elsewhere; then its figures."""
     screen = chart.Screen(play)
     if console.is_terminal:
         with Live(screen, console=console, refresh_per_second=8, vertical_overflow="crop"):
@@ -122,9 +131,7 @@ def _tell(console: Console, play: Play, ended: threading.Event) -> None:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and a closed terminal end the block as an exception, so that everything
-    it started is taken down.
-    """
+    """Turn Ctrl-C, SIGTERM and a closed terminal into SystemExit, so that everything is removed."""
 
     def stop(number: int, _: object) -> None:
         for each in STOPS:

@@ -1,6 +1,4 @@
-"""Applications whose sessions the server ends at rest: this room holds the shapes of load, and
-counts what fails.
-"""
+"""Kinds of load on an application whose sessions the server ends while they rest."""
 
 from __future__ import annotations
 
@@ -24,9 +22,7 @@ REST_S = 0.5
 
 
 class Ended:
-    """Sessions that are ended while all threads rest: nobody can say that one of them was in
-    use.
-    """
+    """An alias whose sessions are ended while every thread rests, so that none is in use."""
 
     def __init__(self, alias: str, end_sessions: Callable[[], None]) -> None:
         self.alias = alias
@@ -38,7 +34,7 @@ class Ended:
             assert cursor.fetchall() == [(1,)]
 
     def rest(self) -> None:
-        """Return half a second later, after the sessions were ended."""
+        """Wait until the sessions were ended."""
         begun = time.monotonic()
         self.meeting.wait(60)
         threading.Event().wait(max(0.0, begun + REST_S - time.monotonic()))
@@ -46,7 +42,7 @@ class Ended:
 
 @contextmanager
 def site(query: Callable[[], None], rest: Callable[[], None]) -> Iterator[None]:
-    """Serve ``/one`` and ``/two``, with one query and with two and a rest in between."""
+    """Serve `/one` with one query, and `/two` with two queries and a rest between them."""
 
     def one(request: Any) -> HttpResponse:
         query()
@@ -56,7 +52,7 @@ def site(query: Callable[[], None], rest: Callable[[], None]) -> Iterator[None]:
         try:
             query()
         finally:
-            # Whoever failed has to come as well: all rest together.
+            # A thread whose use failed has to come as well, because all of them rest together.
             rest()
         query()
         return HttpResponse()
@@ -67,7 +63,7 @@ def site(query: Callable[[], None], rest: Callable[[], None]) -> Iterator[None]:
 
 
 def in_threads(use: Callable[[], bool], times: int, rest: Callable[[], None]) -> int:
-    """Return how many of *times* uses fail in threads that live on and rest after each."""
+    """Return how many of *times* uses fail in threads that live on and rest after each use."""
 
     def work() -> int:
         failed = 0
@@ -131,7 +127,7 @@ def asgi(ended: Ended, url: str, requests: int) -> int:
 
 
 def threads_alone(ended: Ended, uses: int) -> int:
-    """Return how many uses fail in threads that live on and never hear of a request."""
+    """Return how many uses fail in threads that live on and receive no signal of a request."""
 
     def use() -> bool:
         try:
@@ -154,10 +150,9 @@ SHAPES: dict[str, Callable[[Ended, int], int]] = {
 def restart_under_load(
     alias: str, restart: Callable[[], None], *, threads: int, wanted: int
 ) -> tuple[int, list[str]]:
-    """Restart the server while *threads* send requests; return how many came back, and the errors
-    nobody can excuse.
+    """Restart the server while *threads* send requests; return the count of answers, and errors.
 
-    Excused is a request that was in flight between the beginning and the end of the restart.
+    Errors of requests that ran while the server was down are left out.
     """
     down: list[float] = []
     handler = WSGIHandler()

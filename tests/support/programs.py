@@ -1,6 +1,4 @@
-"""This room holds the programs that tests run beside PostgreSQL: each ends when the test or the
-test run does.
-"""
+"""Programs that tests run beside PostgreSQL; each ends with its test or with the run."""
 
 from __future__ import annotations
 
@@ -17,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from local_postgres import unprivileged
-from tests.polling import until
+from tests.support.polling import until
+from tools.local_postgres import unprivileged
 
 PACKAGES = {"chromedriver": "chromium-driver", "promtool": "prometheus"}
 # The shell ends the program when its own input ends: also when the test run is killed.
@@ -26,8 +24,9 @@ LEASH = 'exec 3<&0; "$@" & program=$!; (cat <&3; kill $program 2>/dev/null) & wa
 
 
 def require(name: str) -> str:
-    """Return the path of a program; skip the test where it is absent, or fail where
-    CONN_GUARD_REQUIRE=all.
+    """Return the path of a program, and skip the test where it is absent.
+
+    With CONN_GUARD_REQUIRE=all the test fails instead.
     """
     # Debian keeps pgbouncer where only root's PATH looks.
     path = shutil.which(
@@ -54,8 +53,9 @@ def is_open(port: int) -> bool:
 
 @contextmanager
 def running(make_command: Callable[[Path, int], list[str]]) -> Iterator[int]:
-    """Run the program that *make_command* names for a folder and a port, as somebody else than
-    root; give its port.
+    """Run a program as another user than root, and give its port.
+
+    *make_command* returns the command for a folder and a port.
     """
     account = unprivileged()
     port = free_port()
@@ -84,9 +84,7 @@ def running(make_command: Callable[[Path, int], list[str]]) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class PgBouncer:
-    """A running PgBouncer; `settings` is what an alias of DATABASES has to differ in to go through
-    it.
-    """
+    """A running PgBouncer; `settings` is the part of an alias that differs to go through it."""
 
     port: int
     user: str
@@ -102,8 +100,9 @@ class PgBouncer:
 
 @contextmanager
 def pgbouncer(server: dict[str, Any], mode: str, **settings: object) -> Iterator[PgBouncer]:
-    """Put a PgBouncer in front of *server*, the settings of an alias; *settings* are lines of its
-    ini file.
+    """Put a PgBouncer before *server*, the settings of an alias.
+
+    *settings* are further lines of its ini file.
     """
     program = require("pgbouncer")
     user = server["USER"] or "postgres"

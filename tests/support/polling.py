@@ -1,4 +1,4 @@
-"""This room holds the one way to wait: ask until it is so, up to a deadline."""
+"""Waiting, by asking again until the answer is true or a deadline has passed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ T = TypeVar("T")
 
 
 def until(predicate: Callable[[], T], timeout: float = 10.0) -> T:
-    """Return the first true answer of *predicate*, or fail with its last one after *timeout*
-    seconds.
-    """
+    """Return the first true answer of *predicate*; after *timeout* seconds, fail with the last."""
     deadline = time.monotonic() + timeout
     while not (answer := predicate()):
         if time.monotonic() > deadline:

@@ -1,8 +1,8 @@
-"""This room holds the server of the tests: one for the whole run, started before pytest-django
-reads its settings.
+"""One PostgreSQL server for the whole test run, started before pytest-django reads settings.
 
-DATABASE_URL wins where it is set. Under pytest-xdist the controller starts the server and the
-workers inherit its address. A run that executes no test fails."""
+DATABASE_URL wins where it is set. Under pytest-xdist the controller starts the server, and the
+workers inherit its address. A run that executes no test fails.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from local_postgres import LocalPostgres, LocalPostgresError
+from tools.local_postgres import LocalPostgres, LocalPostgresError
 
 EXECUTED: set[str] = set()
 SERVER = pytest.StashKey[LocalPostgres]()

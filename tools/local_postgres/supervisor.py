@@ -1,9 +1,9 @@
-"""This room holds the process that owns a server, so that nothing is left behind when our own is
-killed with -9.
+"""The process that owns a server, and removes it when the owner's process is killed.
 
-It is run as a script and imports nothing but the standard library. Each line that it reads is a
-command, each line that it writes an answer in JSON; when the pipe or the parent is gone it ends the
-server and removes the folder."""
+It runs as a script and imports nothing but the standard library. It reads one command a line and
+writes one answer in JSON a line. When the pipe or the parent is gone, it ends the server and
+removes the folder.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ GONE_WITHIN_SECONDS = 20
 
 
 class SupervisorError(Exception):
-    """What went wrong, in one line, for the parent to raise."""
+    """A failure in one line, which the parent raises."""
 
 
 def unprivileged() -> dict[str, Any]:
-    """Return the arguments that make `subprocess` run a program as somebody else than root, whom
-    PostgreSQL refuses.
+    """Return the arguments that make `subprocess` run a program as another user than root.
+
+    PostgreSQL refuses to run as root.
     """
     if os.geteuid() != 0:
         return {}
@@ -90,9 +91,7 @@ class Server:
             raise SupervisorError(f"initdb failed: {_last_line(done.stderr or done.stdout)}")
 
     def start(self) -> None:
-        """Start the postmaster and return once it takes connections; the port stays the same over
-        restarts.
-        """
+        """Start the postmaster and return once it takes connections; a restart keeps the port."""
         if self.process:
             return
         chosen = self.port
@@ -104,7 +103,7 @@ class Server:
             with self.log.open(errors="replace") as log:
                 log.seek(written)
                 words = log.read()
-            # Somebody else may take a free port before the server does.
+            # Another program may take a free port before the server does.
             if chosen or not attempts_left or "could not bind" not in words:
                 raise SupervisorError(f"postgres did not start: {_last_line(words)}")
 
@@ -145,7 +144,7 @@ class Server:
         return False
 
     def halt(self, mode: str) -> None:
-        """End the postmaster and keep the cluster; what does not leave in time is ended harder."""
+        """End the postmaster and keep the cluster; kill what doesn't leave in time."""
         if not self.process:
             return
         for number in (SIGNALS[mode], signal.SIGQUIT, signal.SIGKILL):
@@ -156,7 +155,7 @@ class Server:
         self.process = None
 
     def remove(self) -> None:
-        """Remove everything this supervisor made."""
+        """Remove everything that this supervisor made."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _make_folder(self) -> Path:
@@ -195,7 +194,7 @@ class Server:
 
 
 def _environment() -> dict[str, str]:
-    # PGDATA, PGOPTIONS and their kin are meant for the user's own server.
+    # PGDATA, PGOPTIONS and the like are meant for the user's own server.
     return {key: value for key, value in os.environ.items() if not key.startswith("PG")} | {
         "LC_ALL": "C"
     }
@@ -214,8 +213,9 @@ def _last_line(text: str) -> str:
 
 
 def _commands(parent: int) -> Iterator[str]:
-    """Yield the parent's lines until it closes the pipe or is gone: a fork of it may hold the pipe
-    open.
+    """Yield the parent's lines until it closes the pipe or is gone.
+
+    A fork of the parent may hold the pipe open, so the parent's pid is watched too.
     """
     pending = b""
     while os.getppid() == parent:
@@ -262,14 +262,14 @@ def _own(spec: dict[str, Any], commands: Iterator[str]) -> None:
     except (SupervisorError, OSError, subprocess.SubprocessError) as error:
         _answer(error=str(error))
     finally:
-        # From here on nothing may interrupt: a second SIGTERM would leave the folder.
+        # A second SIGTERM would end this process before the folder is removed.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         server.halt("fast")
         server.remove()
 
 
 def main(parent: int) -> None:
-    """Own one server until *parent* has no more use for it."""
+    """Own one server until *parent* ends it or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     commands = _commands(parent)
