@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from conn_guard.connections import closing_connections, pin
+    from conn_guard.connections.helpers import closing_connections, pin
 
 __all__ = ["closing_connections", "pin"]
 __version__ = "0.1.0"
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     # Lazy, so that the pure rooms can be imported without Django.
     if name in __all__:
-        from conn_guard import connections
+        from conn_guard.connections import helpers
 
-        return getattr(connections, name)
+        return getattr(helpers, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

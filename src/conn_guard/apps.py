@@ -14,8 +14,9 @@ class ConnGuardConfig(AppConfig):
     def ready(self) -> None:
         """Connect receivers and register checks; it never raises."""
         # Imported here, because importing this module must not load Django's database layer.
-        from conn_guard import checks, connections
+        from conn_guard import checks
+        from conn_guard.connections import ownership
 
         checks.register()
         checks.watch()
-        connections.watch()
+        ownership.watch()

@@ -16,9 +16,10 @@ from django.core.files import File
 from django.core.handlers.asgi import ASGIRequest
 from django.http import FileResponse
 
-from conn_guard import conf, connections
+from conn_guard import conf
 from conn_guard.checks import startup
-from conn_guard.connections import RequestScope
+from conn_guard.connections import ownership, scopes
+from conn_guard.connections.scopes import RequestScope
 
 if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
@@ -37,7 +38,7 @@ class ConnectionGuardMiddleware:
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         conf.require()
         startup.report(context="middleware")
-        connections.watch()
+        ownership.watch()
         self.get_response = get_response
         self.is_async = iscoroutinefunction(get_response)
         if self.is_async:
@@ -89,7 +90,7 @@ def _scope(request: HttpRequest) -> RequestScope | None:
         keep_persistent=settings.close == "auto" and not is_asgi,
         close_found=settings.close == "always",
         # Where no owner would end it, the request itself has to.
-        waits=not (is_asgi and settings.close_with_owner and connections.has_own_thread()),
+        waits=not (is_asgi and settings.close_with_owner and scopes.has_own_thread()),
     )
 
 
@@ -179,7 +180,7 @@ class _Close:
     def __call__(self) -> None:
         response = self.response()
         # Where requests share the response, this is the close of the one that runs here.
-        scope = connections.current_scope() or self.scope
+        scope = scopes.current_scope() or self.scope
         try:
             if self.own is not None:
                 self.own()

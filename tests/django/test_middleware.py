@@ -27,7 +27,7 @@ from django.http import FileResponse, HttpResponse
 from django.test import AsyncClient, Client, RequestFactory
 from django.utils.decorators import sync_only_middleware
 
-from conn_guard import connections as room
+from conn_guard.connections import ownership, scopes
 from conn_guard.middleware import ConnectionGuardMiddleware, _is_ready
 from tests.django import urls
 
@@ -435,7 +435,7 @@ def test_asgi_a_task_that_reopens_after_the_response_gathers_no_owners(
         urls.query()
         connections[url_alias].close()
         urls.query()
-        owners.append(room._context_owners.get())
+        owners.append(ownership._context_owners.get())
 
     after_the_response(url_alias, observer, monkeypatch, reopen)
     assert [len(each) for each in owners] == [1, 1]
@@ -600,7 +600,7 @@ def test_a_response_that_two_requests_share_ends_both(make_alias, observer, rf):
         with connections[alias].cursor() as cursor:
             cursor.execute("BEGIN")
         response.close()
-        closed.append(room.current_scope())
+        closed.append(scopes.current_scope())
         answered.wait()
 
     threads = [threading.Thread(target=serve, args=[alias]) for alias in aliases]
@@ -671,7 +671,7 @@ def test_a_request_within_a_request_leaves_the_outer_one_its_view(url_alias, wor
 
 
 def test_what_is_opened_may_be_listed_while_another_thread_opens_more():
-    scope = room.RequestScope(view=str, keep_persistent=False)
+    scope = scopes.RequestScope(view=str, keep_persistent=False)
     switch_interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from django.db import ConnectionHandler, connections, transaction
 
-from conn_guard import connections as room
+from conn_guard.connections import closing, ownership
 
 
 @pytest.fixture(autouse=True)
@@ -152,8 +152,8 @@ def test_a_forked_child_does_not_end_its_parents_sessions(alias, observer, worke
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
-            room._abandon = lambda wrapper: os.write(write, b"closed")
-            room._local.owner = None  # What the end of the thread does in the child.
+            closing.abandon = lambda wrapper: os.write(write, b"closed")
+            ownership._local.owner = None  # What the end of the thread does in the child.
             os._exit(0)
         os.waitpid(child, 0)
         os.close(write)
@@ -165,7 +165,7 @@ def test_a_forked_child_does_not_end_its_parents_sessions(alias, observer, worke
 
 
 def test_a_failure_in_the_receiver_does_not_reach_the_query(alias, worker, caplog, monkeypatch):
-    monkeypatch.setattr(room, "_thread_owner", None)
+    monkeypatch.setattr(ownership, "_thread_owner", None)
     worker(query, alias)
     worker(lambda: connections[alias].close())
     assert caplog.messages == [f"The connection {alias!r} got no owner."]
@@ -334,6 +334,6 @@ def test_a_context_that_reopens_gathers_no_owners(alias):
         for _ in range(5):
             query(alias)
             connections[alias].close()
-        assert len(room._context_owners.get()) == 1
+        assert len(ownership._context_owners.get()) == 1
 
     asyncio.run(main())

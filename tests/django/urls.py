@@ -16,7 +16,7 @@ from django.http import FileResponse, HttpResponse, StreamingHttpResponse
 from django.test import Client
 from django.urls import path
 
-from conn_guard.connections import current_view
+from conn_guard.connections.scopes import current_view
 
 ALIASES: list[str] = []
 AFTER_THE_RESPONSE: list[Callable[[], Coroutine[Any, Any, None]]] = []

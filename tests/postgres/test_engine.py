@@ -80,7 +80,7 @@ def test_a_cursor_that_rested_between_two_statements_goes_on(alias):
         alias.end_sessions()
         other.execute("SELECT 1")
         # Not even a cursor that was used a moment ago runs on the session that is gone.
-        unused.tenure.used_at = time.monotonic()
+        unused.lease.used_at = time.monotonic()
         unused.execute("SELECT 2")
         assert unused.fetchall() == [(2,)]
 

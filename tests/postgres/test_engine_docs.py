@@ -12,7 +12,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from conn_guard import conf
-from conn_guard.engine import keeper, leaks, state, wrapper
+from conn_guard.engine import leaks, reclaimer, state, wrapper
 from conn_guard.engine.statements import Leaves, read
 from conn_guard.sessions import stamp
 
@@ -84,7 +84,7 @@ def test_the_names_are_what_the_stamp_makes():
 def test_the_loggers_are_the_loggers():
     assert [name.strip("`") for name, _ in rows(REFERENCE, under="Loggers")] == [
         leaks.logger.name,
-        keeper.logger.name,
+        reclaimer.logger.name,
     ]
 
 

@@ -16,12 +16,12 @@ import pytest
 from django.db import connections, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
-from conn_guard.engine import keeper
+from conn_guard.engine import reclaimer
 from tools.local_postgres import LocalPostgres
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
-    # Other threads are pytest's and this test's own; the keeper has ended by then.
+    # Other threads are pytest's and this test's own; the reclaimer has ended by then.
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -83,13 +83,13 @@ def test_a_child_that_is_forked_without_pythons_knowledge_is_noticed_at_its_firs
     guarded, until, rested
 ):
     parent = guarded.pid()
-    used_at = guarded.wrapper.tenure.used_at
+    used_at = guarded.wrapper.lease.used_at
     until(lambda: time.monotonic() - used_at > 0.01)
 
     def first_use():
         if not rested:
             # A forked process is slow at first: a moment ago, however long it takes.
-            guarded.wrapper.tenure.used_at = time.monotonic() + 1
+            guarded.wrapper.lease.used_at = time.monotonic() + 1
         return guarded.pid()
 
     assert int(in_child(first_use, fork_in_c)) != parent
@@ -192,14 +192,14 @@ def test_the_keeper_works_in_the_parent_and_in_the_child(
     settings.CONN_GUARD = {"ENGINE_IDLE_FOR": 0.1}
     alias = make_engine(CONN_MAX_AGE=None)
     parent = worker(alias.pid)
-    thread = keeper._state.thread
+    thread = reclaimer._state.thread
 
     def child():
         alias.query()
         deadline = time.monotonic() + 10
         while alias.wrapper.connection is not None and time.monotonic() < deadline:
             time.sleep(0.01)
-        return alias.wrapper.connection, keeper._state.thread is thread
+        return alias.wrapper.connection, reclaimer._state.thread is thread
 
     assert in_child(child, fork) == "(None, False)"
     assert thread.is_alive() is (fork is fork_in_c), "it is away while Python forks"

@@ -22,7 +22,7 @@ from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.signals import connection_created
 
 from conn_guard import pin
-from conn_guard.engine import keeper
+from conn_guard.engine import reclaimer
 from tests.support.reaping import reap
 
 LIMIT_S = 0.1
@@ -36,9 +36,8 @@ def _limit(settings):
 
 @pytest.fixture
 def rests(make_engine, worker):
-    """Return a function that waits until the keeper has passed everybody who is due now, and once
-    again.
-    """
+    """Return a function that waits until the reclaimer has passed everybody who is due now, and
+    once again."""
 
     def rest():
         for _ in range(2):
@@ -80,7 +79,7 @@ def test_a_long_query_is_use(guarded, worker):
         for run, parameters in ((cursor.execute, [0.05]), (cursor.executemany, [[0.05]])):
             begun = time.monotonic()
             run("SELECT pg_sleep(%s)", parameters)
-            assert guarded.wrapper.tenure.used_at >= begun + 0.05, "it counts from its end"
+            assert guarded.wrapper.lease.used_at >= begun + 0.05, "it counts from its end"
 
 
 def test_a_copy_and_a_pools_slot_are_given_back(make_engine, worker):
@@ -116,7 +115,7 @@ def test_the_limit_follows_the_settings(make_engine, settings, idle_for, max_age
     settings.CONN_GUARD = {"ENGINE_IDLE_FOR": idle_for}
     alias = make_engine(CONN_MAX_AGE=max_age)
     alias.query()
-    assert alias.wrapper.tenure.idle_for_s == seconds
+    assert alias.wrapper.lease.idle_for_s == seconds
 
 
 def test_what_django_does_at_connect_is_not_state(make_engine, worker):
@@ -206,10 +205,10 @@ def test_a_connection_that_is_about_to_get_a_cursor(guarded, rests, monkeypatch)
 
 def test_a_connection_that_is_used_while_the_keeper_comes(guarded):
     class Slow:
-        """The lock of a wrapper whose thread is quicker than the keeper."""
+        """The lock of a wrapper whose thread is quicker than the reclaimer."""
 
         def acquire(self, *, blocking):
-            guarded.wrapper.tenure.used_at = now
+            guarded.wrapper.lease.used_at = now
             return guard.acquire(blocking=blocking)
 
         def release(self):
@@ -382,7 +381,7 @@ LONG = pytest.mark.skipif(
 
 @pytest.mark.parametrize("times", [500, pytest.param(10_000, marks=LONG)])
 def test_threads_that_rest_and_work_lose_nothing(guarded, settings, table, ask, times):
-    """The keeper closes whenever a thread rests, and must never do so under its feet."""
+    """The reclaimer closes whenever a thread rests, and must never do so under its feet."""
     settings.CONN_GUARD = {"ENGINE_IDLE_FOR": 0.05}
     threads = 8
     ask(f"INSERT INTO {table} (id, n) SELECT g, 0 FROM generate_series(0, {threads}) AS g")
@@ -397,7 +396,7 @@ def test_threads_that_rest_and_work_lose_nothing(guarded, settings, table, ask, 
                     guarded.query(f"UPDATE {table} SET n = %s WHERE id = 0", [n + 1])
             if turn % 100 == 75:
                 pids.add(guarded.pid())
-                # About as long as the limit: now the thread comes first, now the keeper.
+                # About as long as the limit: now the thread comes first, now the reclaimer.
                 threading.Event().wait(0.04 + 0.01 * (turn // 100 % 5))
 
     # Threads that wait for each other would be waited for: all of them show where, and the process
@@ -413,11 +412,11 @@ def test_threads_that_rest_and_work_lose_nothing(guarded, settings, table, ask, 
     assert len(pids) > threads, "some were closed meanwhile"
 
 
-# The keeper itself
+# The reclaimer itself
 
 
 class Kept:
-    """Something that is due at certain times, and notes when the keeper came."""
+    """Something that is due at certain times, and notes when the reclaimer came."""
 
     def __init__(self, *delays):
         self.delays = list(delays)
@@ -443,19 +442,19 @@ def keep(until):
     def add(*delays, due_in=0.0):
         each = Kept(*delays)
         kept.append(each)
-        keeper.keep(id(each), each, due_at=time.monotonic() + due_in, has_jobs=False)
+        reclaimer.keep(id(each), each, due_at=time.monotonic() + due_in, has_jobs=False)
         return each
 
     yield add
     for each in kept:
-        keeper.forget(id(each))
+        reclaimer.forget(id(each))
 
 
 def test_the_keeper_comes_when_something_is_due_and_not_before(keep, until):
     far, near = keep(due_in=math.inf), keep(0.05, 0.05)
     until(lambda: len(near.came) >= 3)
     came = len(far.came)
-    assert keeper._state.wakes_at == math.inf, "and sleeps for good when nothing is"
+    assert reclaimer._state.wakes_at == math.inf, "and sleeps for good when nothing is"
     keep()
     until(lambda: len(far.came) > came)
 
@@ -465,8 +464,8 @@ def test_the_keeper_outlives_a_failure(keep, until, caplog):
     until(lambda: failing.came)
     until(lambda: "A connection could not be tended." in caplog.messages)
     done = threading.Event()
-    keeper.later(lambda: 1 / 0)
-    keeper.later(done.set)
+    reclaimer.later(lambda: 1 / 0)
+    reclaimer.later(done.set)
     assert done.wait(10)
     assert "A connection could not be given back." in caplog.messages
 
@@ -506,10 +505,10 @@ def test_the_keeper_ends_with_its_process(idle_for):
     """Also where code that runs at exit connects, and where only the engine is there and not the
     app.
     """
-    script = "import atexit\natexit.register(lambda: print(keeper._state.thread.is_alive()))\n"
+    script = "import atexit\natexit.register(lambda: print(reclaimer._state.thread.is_alive()))\n"
     script += SITE.replace("SECONDS", str(idle_for)) + "atexit.register(query)\nprint(query())\n"
     script += (
-        "from conn_guard.engine import keeper\natexit.register(lambda: query() and"
+        "from conn_guard.engine import reclaimer\natexit.register(lambda: query() and"
         " connection.close())\n"
     )
     run = run_script(script + "connection.close()\n")
@@ -542,8 +541,8 @@ def work():
     return True
 done = gevent.joinall([gevent.spawn(work) for _ in range(3)], timeout=30)
 print([greenlet.value for greenlet in done])
-from conn_guard.engine import keeper
-print(keeper._state.thread.is_alive())
+from conn_guard.engine import reclaimer
+print(reclaimer._state.thread.is_alive())
 """
     run = run_script(script)
     assert run.stdout == "[True, True, True]\nTrue\n", run.stderr

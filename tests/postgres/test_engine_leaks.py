@@ -13,7 +13,7 @@ from django.http import HttpResponse
 from django.test import RequestFactory
 from django.urls import path
 
-from conn_guard.engine import keeper
+from conn_guard.engine import reclaimer
 
 HELD = re.compile(
     r"The connection '(?P<alias>\w+)' to session (?P<session>\d+) is held for \d+\.\d s by process"
@@ -107,7 +107,7 @@ def test_an_end_is_told_once(guarded, reports, until):
     del dropped
     gc.collect()
     settled = threading.Event()
-    keeper.later(settled.set)
+    reclaimer.later(settled.set)
     assert settled.wait(10)
     assert len(reports()) == 2
 
@@ -125,4 +125,4 @@ def test_what_is_closed_in_time_is_not_reported(guarded, reports, until, setting
 def test_nothing_is_recorded_where_no_report_is_wanted(guarded, settings):
     settings.CONN_GUARD = {}
     guarded.query()
-    assert guarded.wrapper.tenure.opener is None
+    assert guarded.wrapper.lease.opener is None

@@ -12,8 +12,8 @@ from weakref import WeakKeyDictionary
 
 from celery.signals import task_postrun, task_prerun
 
-from conn_guard import connections
-from conn_guard.connections import JobScope
+from conn_guard.connections import ownership
+from conn_guard.connections.jobs import JobScope
 
 # By task.request, which is one run's own: a task's id comes twice where the broker delivers it
 # again.
@@ -32,6 +32,6 @@ def _end(task: Any, **kwargs: object) -> None:
         scope.finish()
 
 
-connections.watch()
+ownership.watch()
 task_prerun.connect(_begin, weak=False, dispatch_uid="conn_guard.contrib.celery.begin")
 task_postrun.connect(_end, weak=False, dispatch_uid="conn_guard.contrib.celery.end")

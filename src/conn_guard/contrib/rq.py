@@ -12,8 +12,8 @@ from typing import Any
 
 from rq.worker import SimpleWorker, Worker
 
-from conn_guard import connections
-from conn_guard.connections import JobScope
+from conn_guard.connections import ownership
+from conn_guard.connections.jobs import JobScope
 
 
 def _closing(perform_job: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,7 +29,7 @@ def _closing(perform_job: Callable[..., Any]) -> Callable[..., Any]:
     return perform
 
 
-connections.watch()
+ownership.watch()
 # From RQ 3 on BaseWorker defines it, before that Worker; a tracer may have wrapped it in any class
 # of workers before us.
 for _worker in {

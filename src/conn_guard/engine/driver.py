@@ -1,5 +1,5 @@
-"""What psycopg 3 and psycopg2 can tell of a session without asking it: this room holds the wire,
-one class for each driver.
+"""What psycopg 3 and psycopg2 can tell of a session without asking it: this room holds the
+driver_connection, one class for each driver.
 
 A look costs no round trip: it reads what has already arrived. A server that ends a session says so,
 and that farewell waits in the socket until somebody reads it."""
@@ -88,7 +88,7 @@ def _showing(watched: type, name: str) -> Callable[..., Any]:
     return method
 
 
-class Wire:
+class DriverConnection:
     """One driver connection, as far as the engine looks at it."""
 
     def __init__(self, raw: Any) -> None:
@@ -180,7 +180,7 @@ class Wire:
         raise NotImplementedError
 
 
-class _Psycopg3Wire(Wire):
+class _Psycopg3Connection(DriverConnection):
     def __init__(self, raw: Any) -> None:
         super().__init__(raw)
         self.pgconn = raw.pgconn
@@ -238,7 +238,7 @@ def _registered_in(adapters: Any) -> object:
     return adapters._dumpers, adapters._dumpers_by_oid, adapters._loaders, adapters.types._registry
 
 
-class _Psycopg2Wire(Wire):
+class _Psycopg2Connection(DriverConnection):
     def _registered(self) -> object:
         return dict(self.raw.string_types), dict(self.raw.binary_types)
 
@@ -265,9 +265,9 @@ def _last(notices: Any) -> object:
     return notices[-1:] if isinstance(notices, list) else None
 
 
-def wire(raw: Any) -> Wire:
+def wrap(raw: Any) -> DriverConnection:
     """Return what looks at the driver connection *raw*."""
-    return _Psycopg3Wire(raw) if is_psycopg3 else _Psycopg2Wire(raw)
+    return _Psycopg3Connection(raw) if is_psycopg3 else _Psycopg2Connection(raw)
 
 
 def leave_to_parent(raw: Any) -> None:

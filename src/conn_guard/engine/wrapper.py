@@ -1,8 +1,8 @@
 """The engine's heart: this room holds what the guarded wrappers do differently from Django's own.
 
-Two threads may want the same wrapper, its own and the keeper, and one lock stands between them. The
-keeper never waits for it, and does not log while it has it: whoever waits for it may hold any other
-lock."""
+Two threads may want the same wrapper, its own and the reclaimer, and one lock stands between them.
+The reclaimer never waits for it, and does not log while it has it: whoever waits for it may hold
+any other lock."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from django.db import Error, ProgrammingError
 from django.db import connections as django_connections
 from django.db.backends.base.base import NO_DB_ALIAS
 
-from conn_guard import conf, connections
-from conn_guard.engine import driver, keeper
+from conn_guard import conf
+from conn_guard.connections import closing, ownership, scopes
+from conn_guard.engine import driver, reclaimer
 from conn_guard.engine.cursors import Cursor, DebugCursor
-from conn_guard.engine.leaks import Opener
-from conn_guard.engine.tenure import Tenure
+from conn_guard.engine.held import Opener
+from conn_guard.engine.lease import Lease
 from conn_guard.sessions import stamp
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ logger = logging.getLogger("conn_guard.engine")
 
 # Seconds for which "auto" keeps an unused connection that CONN_MAX_AGE does not keep at all.
 _AUTO_IDLE_S = 60.0
-# A limit near zero would keep the keeper busy for nothing.
+# A limit near zero would keep the reclaimer busy for nothing.
 _LEAST_IDLE_S = 0.01
 _ATTEMPTS = 3
 # Every query pays for these.
@@ -75,8 +76,8 @@ class Guarded(_Base):
         super().__init__(*args, **kwargs)
         self.conn_guard_pins = 0
         self.guard = threading.RLock()
-        self.tenure: Tenure | None = None
-        connections.own_from_birth(self)
+        self.lease: Lease | None = None
+        ownership.own_from_birth(self)
 
     # Connecting
 
@@ -90,9 +91,7 @@ class Guarded(_Base):
             lasts = self.settings_dict["CONN_MAX_AGE"] != 0 or self.settings_dict["OPTIONS"].get(
                 "pool"
             )
-            view = (
-                connections.current_view() if settings.stamp_origin == "view" and not lasts else ""
-            )
+            view = scopes.current_view() if settings.stamp_origin == "view" and not lasts else ""
             params["application_name"] = stamp.stamp(name, os.getpid(), view)
         if isinstance(params["cursor_factory"], type):
             params["cursor_factory"] = driver.read(params["cursor_factory"])
@@ -113,16 +112,16 @@ class Guarded(_Base):
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         raw = super().get_new_connection(conn_params)
-        wire = driver.wire(raw)
-        if wire.pool is not None:
+        driver_connection = driver.wrap(raw)
+        if driver_connection.pool is not None:
             # A pool learns that a connection died when it is given back: each dead one is met once.
-            for _ in range(wire.pool.max_size):
-                if not wire.ended_at_rest():
+            for _ in range(driver_connection.pool.max_size):
+                if not driver_connection.ended_at_rest():
                     break
-                wire.give_back()
+                driver_connection.give_back()
                 raw = super().get_new_connection(conn_params)
-                wire = driver.wire(raw)
-        self.tenure = Tenure(self, wire, idle_for_s=self._idle_for_s())
+                driver_connection = driver.wrap(raw)
+        self.lease = Lease(self, driver_connection, idle_for_s=self._idle_for_s())
         return raw
 
     def connect(self) -> None:
@@ -132,10 +131,10 @@ class Guarded(_Base):
                 self._connected()
                 return
             except BaseException as error:
-                tenure = self.tenure
+                lease = self.lease
                 died = (
-                    tenure is not None
-                    and tenure.wire.is_dead()
+                    lease is not None
+                    and lease.driver_connection.is_dead()
                     and isinstance(error, (Error, driver.DriverError))
                 )
                 # Half made, without its role or its time zone, it must not serve the next query as
@@ -150,25 +149,28 @@ class Guarded(_Base):
     def init_connection_state(self) -> None:
         super().init_connection_state()
         # What Django itself sets up belongs to every connection.
-        if self.tenure is not None:
-            self.tenure.wire.show_statements_to(self.tenure.runs)
+        if self.lease is not None:
+            self.lease.driver_connection.show_statements_to(self.lease.runs)
 
     def _connected(self) -> None:
-        tenure = self.tenure
-        if tenure is not None:
-            tenure.connected(
+        lease = self.lease
+        if lease is not None:
+            lease.connected(
                 role=self.settings_dict["OPTIONS"].get("assume_role"),
                 timezone=self.timezone_name,
                 isolation=self.isolation_level.name.replace("_", " ").lower(),
             )
             held_for = conf.current().report_held_for
             if held_for is not None:
-                tenure.opener = Opener(
-                    self.alias, tenure.raw.info.backend_pid, held_for.total_seconds()
+                lease.opener = Opener(
+                    self.alias, lease.raw.info.backend_pid, held_for.total_seconds()
                 )
-            tenure.used_at = _monotonic()
-            keeper.keep(
-                tenure.key, self, due_at=tenure.due_at(), has_jobs=tenure.wire.pool is not None
+            lease.used_at = _monotonic()
+            reclaimer.keep(
+                lease.key,
+                self,
+                due_at=lease.due_at(),
+                has_jobs=lease.driver_connection.pool is not None,
             )
 
     def _idle_for_s(self) -> float:
@@ -184,16 +186,16 @@ class Guarded(_Base):
 
     def ensure_connection(self) -> None:
         with self.guard:
-            tenure = self.tenure
-            if tenure is not None:
+            lease = self.lease
+            if lease is not None:
                 now = _monotonic()
-                if tenure.pid != _getpid():
+                if lease.pid != _getpid():
                     self.leave_to_parent()
                 elif not self.in_atomic_block and (
-                    self.errors_occurred or now - tenure.used_at > tenure.brisk_s
+                    self.errors_occurred or now - lease.used_at > lease.brisk_s
                 ):
                     self.replace_if_ended()
-                tenure.used_at = now
+                lease.used_at = now
             if self.connection is None and self.in_atomic_block and self.closed_in_transaction:
                 # Django 4.2 does not say so, and would go on outside the transaction.
                 raise ProgrammingError("Cannot open a new connection in an atomic block.")
@@ -203,25 +205,25 @@ class Guarded(_Base):
         """Close a connection whose session has ended, unless something would be lost by going on
         with another.
         """
-        tenure = self.tenure
+        lease = self.lease
         if (
-            tenure is None
-            or not tenure.is_connected
+            lease is None
+            or not lease.is_connected
             or self.in_atomic_block
             or self._thread_sharing_count
-            or not tenure.wire.ended_at_rest()
-            or tenure.made_state
+            or not lease.driver_connection.ended_at_rest()
+            or lease.made_state
             or self.conn_guard_pins
             or self.autocommit != self.settings_dict["AUTOCOMMIT"]
             or not conf.current().engine_replace.get(self.alias, True)
-            or not tenure.wire.shows_statements
-            or not tenure.wire.is_as_connected()
-            or tenure.wire.has_own_adapters()
+            or not lease.driver_connection.shows_statements
+            or not lease.driver_connection.is_as_connected()
+            or lease.driver_connection.has_own_adapters()
         ):
             return False
-        tenure.replaced = True
+        lease.replaced = True
         # An open cursor must notice at once, however short it rests.
-        tenure.brisk_s = -math.inf
+        lease.brisk_s = -math.inf
         self.close()
         return True
 
@@ -230,20 +232,20 @@ class Guarded(_Base):
         with self.guard:
             if self.health_check_enabled:
                 self.close_if_health_check_failed()
-            tenure = self.tenure
+            lease = self.lease
             if (
-                tenure is None
-                or _monotonic() - tenure.used_at > tenure.brisk_s
+                lease is None
+                or _monotonic() - lease.used_at > lease.brisk_s
                 or self.errors_occurred
                 or self.connection is None
-                or tenure.pid != _getpid()
+                or lease.pid != _getpid()
             ):
                 self.ensure_connection()
-                tenure = self.tenure
+                lease = self.lease
             with self.wrap_database_errors:
                 cursor = self._prepare_cursor(self.create_cursor(name))
-            if tenure is not None:
-                tenure.opened(cursor.cursor)
+            if lease is not None:
+                lease.opened(cursor.cursor)
             return cursor
 
     def make_cursor(self, cursor: Any) -> CursorWrapper:
@@ -275,41 +277,41 @@ class Guarded(_Base):
 
     def close(self) -> None:
         with self.guard:
-            if self.tenure is not None and self.tenure.pid != os.getpid():
+            if self.lease is not None and self.lease.pid != os.getpid():
                 self.leave_to_parent()
             super().close()
 
     def _close(self) -> None:
-        tenure, self.tenure = self.tenure, None
-        if tenure is not None:
-            tenure.end()
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            lease.end()
         super()._close()
 
     def close_if_unusable_or_obsolete(self) -> None:
         with self.guard:
-            if self.tenure is not None and self.tenure.pid != os.getpid():
+            if self.lease is not None and self.lease.pid != os.getpid():
                 self.leave_to_parent()
             if self.connection is None or self.replace_if_ended():
                 return
             super().close_if_unusable_or_obsolete()
 
-    # What the keeper calls
+    # What the reclaimer calls
 
     def tend(self, now: float) -> float:
         """Report and close what is due at *now*, and return when to come next."""
-        tenure = self.tenure
+        lease = self.lease
         return (
             math.inf
-            if tenure is None
-            else min(tenure.report_if_held(now), self._close_if_idle(tenure, now))
+            if lease is None
+            else min(lease.report_if_held(now), self._close_if_idle(lease, now))
         )
 
     def leave_to_parent(self) -> None:
         """In a forked child: forget the session, which is the parent's."""
         self.guard = threading.RLock()
-        tenure, self.tenure = self.tenure, None
-        if tenure is not None:
-            tenure.leave_to_parent()
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            lease.leave_to_parent()
             self.connection = None
             if self.in_atomic_block:
                 # The transaction is the parent's as well: go on as after a close() in an atomic
@@ -317,43 +319,43 @@ class Guarded(_Base):
                 self.closed_in_transaction = True
                 self.needs_rollback = True
 
-    def _close_if_idle(self, tenure: Tenure, now: float) -> float:
-        idle_at = tenure.used_at + tenure.idle_for_s
+    def _close_if_idle(self, lease: Lease, now: float) -> float:
+        idle_at = lease.used_at + lease.idle_for_s
         if now < idle_at:
             return idle_at
         # Whatever spares it now: if it were used at this moment, it would be idle then, and not
         # before.
-        again_at = now + tenure.idle_for_s
+        again_at = now + lease.idle_for_s
         # Behind a pooler that shares sessions nothing can be held, and the question would reach
         # somebody else's.
         shared = conf.current().pooler.get(self.alias) == "transaction"
-        if tenure.asked_about == tenure.used_at or not self.guard.acquire(blocking=False):
+        if lease.asked_about == lease.used_at or not self.guard.acquire(blocking=False):
             return again_at
         try:
             if (
-                self.tenure is not tenure
-                or tenure.used_at + tenure.idle_for_s > now
-                or not self._is_at_rest(tenure)
+                self.lease is not lease
+                or lease.used_at + lease.idle_for_s > now
+                or not self._is_at_rest(lease)
             ):
                 return again_at
-            tenure.asked_about = tenure.used_at
-            pinned = bool(self.conn_guard_pins) or tenure.wire.has_own_adapters()
-            if (pinned or not shared) and tenure.holds_state(pinned=pinned):
+            lease.asked_about = lease.used_at
+            pinned = bool(self.conn_guard_pins) or lease.driver_connection.has_own_adapters()
+            if (pinned or not shared) and lease.holds_state(pinned=pinned):
                 return again_at
-            connections.close_unused(self)
+            closing.abandon(self)
         finally:
             self.guard.release()
         return math.inf
 
-    def _is_at_rest(self, tenure: Tenure) -> bool:
+    def _is_at_rest(self, lease: Lease) -> bool:
         # Where the settings have autocommit off, a connection between two transactions may be in
         # the middle of a task.
         return (
-            tenure.pid == os.getpid()
+            lease.pid == os.getpid()
             and self.settings_dict["AUTOCOMMIT"]
             and not self._thread_sharing_count
-            and not tenure.has_open_cursor()
-            and tenure.wire.is_at_rest()
+            and not lease.has_open_cursor()
+            and lease.driver_connection.is_at_rest()
         )
 
 
@@ -392,7 +394,7 @@ def _end_request(sender: Any, **kwargs: object) -> None:
     Django does so where autocommit was switched off. Not under the test client, which names no
     sender; with the middleware there is nothing left to do.
     """
-    if sender is None or connections.current_scope() is not None:
+    if sender is None or scopes.current_scope() is not None:
         return
     for wrapper in django_connections.all(initialized_only=True):
         if (
@@ -400,7 +402,7 @@ def _end_request(sender: Any, **kwargs: object) -> None:
             and wrapper.connection is not None
             and wrapper.settings_dict["AUTOCOMMIT"]
             and not wrapper.in_atomic_block
-            and connections.in_transaction(wrapper)
+            and closing.in_transaction(wrapper)
         ):
             message = (
                 "A request left a transaction open on %r; it is rolled back with its connection."
@@ -411,6 +413,6 @@ def _end_request(sender: Any, **kwargs: object) -> None:
 
 # Django imports an engine when it makes its first wrapper, so the engine works without the app as
 # well.
-connections.watch()
+ownership.watch()
 signals.request_started.connect(_revive, dispatch_uid="conn_guard.engine")
 signals.request_finished.connect(_end_request, dispatch_uid="conn_guard.engine")

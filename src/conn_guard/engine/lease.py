@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 from weakref import finalize, ref
 
-from conn_guard.engine import driver, keeper, state
-from conn_guard.engine.leaks import Opener
+from conn_guard.engine import driver, reclaimer, state
+from conn_guard.engine.held import Opener
 from conn_guard.engine.statements import Leaves, read
 
 # Used again within these seconds, a session was not at rest: nobody had a reason to end it, so
@@ -22,14 +22,16 @@ def _nothing() -> None:
     """Stand in for a reference to a cursor before there is one."""
 
 
-class Tenure:
+class Lease:
     """Begins when a wrapper gets a driver connection, and ends when it closes it, drops it or is
     dropped itself.
     """
 
-    def __init__(self, wrapper: Any, wire: driver.Wire, *, idle_for_s: float) -> None:
-        self.raw = wire.raw
-        self.wire = wire
+    def __init__(
+        self, wrapper: Any, driver_connection: driver.DriverConnection, *, idle_for_s: float
+    ) -> None:
+        self.raw = driver_connection.raw
+        self.driver_connection = driver_connection
         self.pid = os.getpid()
         self.key = id(wrapper)
         self.idle_for_s = idle_for_s
@@ -74,7 +76,7 @@ class Tenure:
 
     def connected(self, **settings: Any) -> None:
         """Note what a new session holds, and would hold again if another one took its place."""
-        self.wire.connected()
+        self.driver_connection.connected()
         self.at_connect = state.held_after_connect(**settings)
         if self.made_state and self.idle_for_s < math.inf and self.raw.autocommit:
             # A receiver of connection_created made it, and only the server can tell what it is.
@@ -94,7 +96,7 @@ class Tenure:
             state.mark_held_state(self.raw)
         except driver.DriverError:
             # It ended meanwhile: its connection may go, unless somebody is to learn of the loss.
-            return not self.wire.is_dead() or pinned or self.made_state
+            return not self.driver_connection.is_dead() or pinned or self.made_state
         return True
 
     def due_at(self) -> float:
@@ -117,31 +119,33 @@ class Tenure:
     def end(self) -> None:
         """The wrapper closes its connection."""
         self.dropped.detach()
-        self.wire.release()
+        self.driver_connection.release()
         self._forget()
 
     def leave_to_parent(self) -> None:
         """In a forked child: the session is the parent's."""
         self.dropped.detach()
         driver.leave_to_parent(self.raw)
-        keeper.forget(self.key)
+        reclaimer.forget(self.key)
 
     def _drop(self) -> None:
-        """The wrapper was dropped with its connection open. This is a finalizer: see the keeper."""
+        """The wrapper was dropped with its connection open. This is a finalizer: see the
+        reclaimer.
+        """
         if self.pid != os.getpid():
             driver.leave_to_parent(self.raw)
             return
         self._forget()
-        if self.wire.pool is not None:
+        if self.driver_connection.pool is not None:
             # The pool's lock may be held by this very thread.
-            keeper.later(self.wire.give_back)
+            reclaimer.later(self.driver_connection.give_back)
         else:
-            self.wire.give_back()
+            self.driver_connection.give_back()
 
     def _forget(self) -> None:
-        keeper.forget(self.key)
+        reclaimer.forget(self.key)
         if self.opener is not None and self.opener.reported:
-            keeper.later(self.opener.report_closed)
+            reclaimer.later(self.opener.report_closed)
 
     def _read(self, sql: Any) -> Leaves:
         if isinstance(sql, str):

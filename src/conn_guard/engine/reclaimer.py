@@ -1,5 +1,5 @@
-"""The engine's one thread a process: this room holds the keeper, which comes when something is due
-and sleeps otherwise.
+"""The engine's one thread a process: this room holds the reclaimer, which comes when something is
+due and sleeps otherwise.
 
 Finalizers may call :func:`forget` and :func:`later`, inside any allocation of any thread, so these
 take no lock: a dict's and a SimpleQueue's own operations are enough."""
@@ -20,13 +20,13 @@ from weakref import ref
 
 logger = logging.getLogger("conn_guard.engine")
 
-# Seconds that a fork or the end of the process waits for a keeper that is in the middle of a
+# Seconds that a fork or the end of the process waits for a reclaimer that is in the middle of a
 # question to the server.
 _PATIENCE_S = 1.0
 
 
 class Kept(Protocol):
-    """What the keeper keeps."""
+    """What the reclaimer keeps."""
 
     def tend(self, now: float) -> float:
         """Do what is due at *now*, and return when to come next, on the monotonic clock; infinity
@@ -74,12 +74,12 @@ def forget(key: int) -> None:
 
 
 def later(job: Callable[[], None]) -> None:
-    """Let the keeper do *job*, which a finalizer must not do itself."""
+    """Let the reclaimer do *job*, which a finalizer must not do itself."""
     _state.jobs.put(job)
 
 
 def _look_around() -> None:
-    """Wake the keeper, which then computes its next deadline."""
+    """Wake the reclaimer, which then computes its next deadline."""
 
 
 def _start() -> None:
@@ -89,7 +89,7 @@ def _start() -> None:
     with state.starting:
         if state.thread is None or not state.thread.is_alive():
             thread = threading.Thread(
-                target=_run, args=(state,), name="conn_guard.keeper", daemon=True
+                target=_run, args=(state,), name="conn_guard.reclaimer", daemon=True
             )
             # RuntimeError: the interpreter is about to end and takes no new threads.
             with contextlib.suppress(RuntimeError):

@@ -12,7 +12,7 @@ import time
 import traceback
 from types import FrameType
 
-from conn_guard import connections
+from conn_guard.connections import scopes
 
 logger = logging.getLogger("conn_guard.leaks")
 
@@ -25,7 +25,7 @@ class Opener:
     def __init__(self, alias: str, backend_pid: int, held_for_s: float) -> None:
         self.alias = alias
         self.backend_pid = backend_pid
-        self.view = connections.current_view()
+        self.view = scopes.current_view()
         callers = itertools.dropwhile(_is_machinery, traceback.walk_stack(sys._getframe()))
         # Without the text of the lines, which is read if the report is ever written.
         self.stack = traceback.StackSummary.extract(callers, lookup_lines=False)

@@ -1,0 +1,1 @@
+"""Our end of a connection: who owns it, and when it is closed."""

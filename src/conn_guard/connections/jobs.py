@@ -1,0 +1,39 @@
+"""The connections of one job of a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from asgiref.sync import sync_to_async
+
+from conn_guard.connections import closing
+from conn_guard.connections.ownership import open_here
+from conn_guard.connections.scopes import RequestScope
+
+
+class JobScope(RequestScope):
+    """The connections of one job of a worker, whose thread lives on: at the job's end none of that
+    thread stays open.
+
+    Only a transaction that was open before the job is left alone: that of a test which runs a
+    worker in its own thread."""
+
+    __slots__ = ()
+
+    def __init__(self, name: Callable[[], str]) -> None:
+        """Begin a job on this thread; *name* names it."""
+        super().__init__(view=name, keep_persistent=False, close_found=True)
+        self.look()
+
+    def finish(self) -> None:
+        """End the job; what code of the worker's own opened on this thread meanwhile is closed with
+        it.
+        """
+        self.found.update(open_here())
+        self.end()
+        # A job that called asyncio.run() left its synchronous code to a thread of asgiref's, which
+        # such a call reaches again.
+        if self.is_open_elsewhere() and closing.running_loop() is None:
+            asyncio.run(sync_to_async(self.end, thread_sensitive=True)())
+        super().finish()

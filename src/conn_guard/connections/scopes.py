@@ -1,0 +1,205 @@
+"""The connections of one request: which it found, which it opened, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from weakref import ref
+
+from asgiref.sync import SyncToAsync, sync_to_async
+from django.db import connections
+
+from conn_guard.connections import closing
+from conn_guard.connections.closing import in_transaction
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+logger = logging.getLogger("conn_guard.middleware")
+
+
+def has_own_thread() -> bool:
+    """Return whether the synchronous code of this request has a thread that ends with it.
+
+    Django's ASGI handler provides one, its test client doesn't.
+    """
+    return SyncToAsync.thread_sensitive_context.get(None) is not None
+
+
+class RequestScope:
+    """The connections of one request: those that it found open, and those that it opened, with the
+    thread of each.
+    """
+
+    __slots__ = (
+        "close_found",
+        "ended",
+        "finished",
+        "found",
+        "found_in_transaction",
+        "found_on",
+        "keep_persistent",
+        "opened",
+        "outer",
+        "view",
+        "waits",
+    )
+
+    def __init__(
+        self,
+        *,
+        view: Callable[[], str],
+        keep_persistent: bool,
+        close_found: bool = False,
+        waits: bool = True,
+    ) -> None:
+        """Begin a request. *view* names it. *keep_persistent*: what CONN_MAX_AGE keeps stays open.
+        *close_found*: what the request found open is closed as well. *waits*: its end may be
+        awaited, since no client waits for it.
+        """
+        # Weak: a copy that the request drops is not kept open for it. A list that only grows may
+        # be read by one thread while another one adds to it.
+        self.opened: list[tuple[ref[BaseDatabaseWrapper], int]] = []
+        self.found: set[BaseDatabaseWrapper] = set()
+        self.found_in_transaction: set[BaseDatabaseWrapper] = set()
+        self.found_on = 0
+        self.view = view
+        self.keep_persistent = keep_persistent
+        self.close_found = close_found
+        self.waits = waits
+        self.ended = False
+        self.finished = False
+        # A view may serve another request, as a test client does.
+        outer = current.get()
+        self.outer = None if outer is None or outer.ended else outer
+        current.set(self)
+
+    def add(self, wrapper: BaseDatabaseWrapper) -> None:
+        """Note that the request opened *wrapper* on this thread."""
+        here = threading.get_ident()
+        if not any(each() is wrapper and ident == here for each, ident in self.opened):
+            self.opened.append((ref(wrapper), here))
+
+    def look(self) -> None:
+        """Note what is open on this thread before the request runs on it."""
+        self.found_on = threading.get_ident()
+        for wrapper in connections.all(initialized_only=True):
+            if wrapper.connection is not None:
+                self.found.add(wrapper)
+                if in_transaction(wrapper):
+                    self.found_in_transaction.add(wrapper)
+
+    def end(self) -> None:
+        """Close what the request leaves on this thread; what it found in a transaction is not its
+        own to end.
+        """
+        self.ended = True
+        if not self.opened and not self.found:
+            return
+        here = threading.get_ident()
+        opened = {wrapper for wrapper, ident in self._opened() if ident == here}
+        found = self.found if self.found_on == here else set()
+        for wrapper in (opened | found) - self.found_in_transaction:
+            if wrapper.connection is None or closing.is_lent(wrapper):
+                continue
+            if in_transaction(wrapper) and not closing.rolled_back_reading(wrapper):
+                message = "%s left a transaction open on %r; it is rolled back with its connection."
+                logger.warning(message, self.view(), wrapper.alias)
+                closing.close(wrapper)
+                # Closed inside an atomic block it still looks open, and this was its end.
+                self.opened = [each for each in self.opened if each[0]() is not wrapper]
+                self.found.discard(wrapper)
+            elif wrapper not in opened:
+                if self.close_found:
+                    closing.close(wrapper)
+            elif self.keep_persistent:
+                closing.close_if_unusable_or_obsolete(wrapper)
+            else:
+                closing.close(wrapper)
+
+    async def aend(self) -> None:
+        """Do what :meth:`end` does, on the event loop's thread and on the one that runs the
+        request's synchronous code.
+
+        The latter may still be busy, with work that the view left behind and that may never end.
+        So nobody waits for it unless this scope *waits*.
+        """
+        self.end()
+        if self.is_open_elsewhere():
+            if self.waits:
+                await self._end_elsewhere()
+            else:
+                closing.run_unattended(self._end_elsewhere())
+
+    async def _end_elsewhere(self) -> None:
+        # Django's own close may have come first.
+        if self.is_open_elsewhere():
+            await sync_to_async(self.end, thread_sensitive=True)()
+
+    def is_open_elsewhere(self) -> bool:
+        """Return whether another thread holds a connection open that the request opened there."""
+        here = threading.get_ident()
+        return any(
+            ident != here and wrapper.connection is not None for wrapper, ident in self._opened()
+        )
+
+    def _opened(self) -> list[tuple[BaseDatabaseWrapper, int]]:
+        opened = [(each(), ident) for each, ident in list(self.opened)]
+        return [(wrapper, ident) for wrapper, ident in opened if wrapper is not None]
+
+    def finish(self) -> None:
+        """End for the last time: the response is closed."""
+        self.finished = True
+        self.end()
+        if current.get() is self:
+            current.set(self.outer)
+        self.outer = None
+        # A thread that lives on may hold this scope: it keeps no request and no connection alive.
+        self.view = _over
+        self.found.clear()
+        self.found_in_transaction.clear()
+
+    def tell_if_unfinished(self) -> None:
+        """Log that the response was never closed. Called by the finalizer of the thread, which must
+        not log itself.
+        """
+        if self.finished:
+            return
+        self.finished = True
+        # A thread of its own, because logging in a dying one registers a dummy thread; at exit
+        # there may be none.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=self._tell, name="conn_guard", daemon=True).start()
+
+    def _tell(self) -> None:
+        logger.info(
+            "The response of %s was never closed: the server's send raised, or the client left. Its"
+            " connection is closed; in Django alone it would stay open, idle, until the garbage"
+            " collector runs.",
+            self.view(),
+        )
+
+
+def _over() -> str:
+    return "A request that is over"
+
+
+current: contextvars.ContextVar[RequestScope | None] = contextvars.ContextVar(
+    "conn_guard_scope", default=None
+)
+
+
+def current_scope() -> RequestScope | None:
+    """Return the request that is running here, or None outside of one."""
+    scope = current.get()
+    return None if scope is None or scope.finished else scope
+
+
+def current_view() -> str:
+    """Return the view of the request that is running here, or an empty string outside of one."""
+    scope = current_scope()
+    return "" if scope is None else scope.view()
