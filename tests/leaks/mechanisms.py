@@ -37,15 +37,15 @@ class Mechanism:
 
 
 _FAILS = frozenset({0, 500})
+_FAILED = frozenset({500})
+_NOT_FOUND = frozenset({404})
 
 _TABLE = [
     # The ordinary request
     Mechanism("sync_query", "sync view, one query", EVERY, (*PERSISTENT, "pool")),
     Mechanism("async_query", "async view, one query", ASGI, FOR_EVER),
     Mechanism("two_aliases", "two aliases in a view", BOTH, FOR_EVER),
-    Mechanism(
-        "view_raises", "view that raises after a query", BOTH, FOR_EVER, answers=frozenset({500})
-    ),
+    Mechanism("view_raises", "view that raises after a query", BOTH, FOR_EVER, answers=_FAILED),
     Mechanism(
         "atomic_requests", "ATOMIC_REQUESTS", BOTH, FOR_EVER, environ={"LEAKS_ATOMIC_REQUESTS": "1"}
     ),
@@ -56,6 +56,26 @@ _TABLE = [
         UVICORN,
         FOR_EVER,
         environ={"LEAKS_SYNC_MIDDLEWARE": "1"},
+    ),
+    # Error pages, which Django before 6.2 renders in an executor of its own under ASGI
+    Mechanism(
+        "error_page_404", "handler404 that queries", (*BOTH, "daphne"), FOR_EVER, answers=_NOT_FOUND
+    ),
+    Mechanism(
+        "error_page_500", "handler500 that queries", (*BOTH, "daphne"), FOR_EVER, answers=_FAILED
+    ),
+    Mechanism(
+        "async_error_page_500",
+        "handler500 that queries, async view",
+        UVICORN,
+        FOR_EVER,
+        answers=_FAILED,
+    ),
+    Mechanism(
+        "drf_exception",
+        "Django REST framework's exception handler queries",
+        BOTH,
+        answers=_NOT_FOUND,
     ),
     # The server's send raises, or the client leaves
     Mechanism(

@@ -18,6 +18,7 @@ COLUMNS = {
 THREADS_LIVE_ON = {"gunicorn-sync": 1, "gunicorn-gthread": 8, "granian-wsgi": 8}
 
 _EXECUTOR = "the executor's threads live on"
+_ERROR_PAGES = ("error_page_404", "error_page_500", "async_error_page_500")
 
 # The engine never closes what is in a transaction: a living thread may be about to commit it.
 NEEDS_REAPER = {
@@ -28,9 +29,6 @@ NEEDS_REAPER = {
 NEEDS_ENGINE = {
     "global_executor": _EXECUTOR,
     "executor_never_shut_down": _EXECUTOR,
-    "run_in_executor": _EXECUTOR,
-    "to_thread": _EXECUTOR,
-    "not_thread_sensitive": _EXECUTOR,
     "lifespan_queries": "asgiref's own thread lives on, and no request surrounds the query",
     "asgi_wrapper_queries": "asgiref's own thread lives on, and the query comes before the request",
 }
@@ -116,6 +114,8 @@ def expectation(column: str, server: str, mechanism: str, setting: str, django: 
 
 def _needs_more(column: str, server: str, mechanism: str, setting: str) -> str:
     found = NEEDS_ENGINE.get(mechanism, "")
+    if column == "app" and mechanism in _ERROR_PAGES and setting != "0":
+        found = found or "CONN_MAX_AGE asks for it, on the threads of the loop's own executor"
     if setting == "pool":
         found = found or NEEDS_ENGINE_WITH_A_POOL.get(mechanism, "")
     if server in THREADS_LIVE_ON:

@@ -19,6 +19,8 @@ from tests.leaks.servers import SERVERS
 LEAKS_IN_DJANGO = [
     Cell("uvicorn", "x_accel_redirect", "0", "django"),
     Cell("uvicorn", "sync_query", "None", "django"),
+    Cell("uvicorn", "error_page_404", "0", "django"),
+    Cell("uvicorn", "run_in_executor", "0", "django"),
     Cell("uvicorn", "thread", "0", "django"),
     Cell("gunicorn-gthread", "raw_begin", "None", "django"),
 ]
@@ -27,6 +29,7 @@ CLOSED_BY_THE_APP = [
     Cell("uvicorn", "x_accel_redirect", "0", "app"),
     Cell("uvicorn", "async_stream_raises", "0", "app"),
     Cell("uvicorn", "traceback_kept", "0", "app"),
+    Cell("uvicorn", "run_in_executor", "0", "app"),
     Cell("daphne", "sync_query", "None", "app"),
     Cell("hypercorn", "x_accel_redirect", "0", "app"),
     Cell("granian", "sync_query", "60", "app"),
@@ -40,6 +43,12 @@ CLOSED_BY_THE_APP = [
 CLOSED_BY_THE_MIDDLEWARE = [
     Cell("uvicorn", "sync_query", "None", "middleware"),
     Cell("uvicorn", "two_aliases", "None", "middleware"),
+    Cell("uvicorn", "error_page_404", "None", "middleware"),
+    Cell("daphne", "error_page_500", "0", "middleware"),
+    Cell("uvicorn", "async_error_page_500", "None", "middleware"),
+    Cell("uvicorn", "drf_exception", "0", "middleware"),
+    Cell("uvicorn", "to_thread", "0", "middleware"),
+    Cell("uvicorn", "not_thread_sensitive", "0", "middleware"),
     Cell("uvicorn", "stream_of_iterator_left", "0", "middleware"),
     Cell("uvicorn", "async_stream_left", "None", "middleware"),
     Cell("uvicorn", "async_view_left", "None", "middleware"),

@@ -37,6 +37,12 @@ INSTALLED_APPS = ["tests.leaks.leaky_site"]
 # What a project has besides; it makes no query of its own.
 MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
 ROOT_URLCONF = "tests.leaks.leaky_site.urls"
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [],
+    "DEFAULT_PERMISSION_CLASSES": [],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "UNAUTHENTICATED_USER": None,
+}
 SECRET_KEY = "the leaky project keeps no secrets"
 USE_TZ = True
 WSGI_APPLICATION = "tests.leaks.leaky_site.wsgi.application"

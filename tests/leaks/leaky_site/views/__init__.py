@@ -2,6 +2,7 @@
 
 from tests.leaks.leaky_site.views import (
     after,
+    errors,
     failed_sends,
     held,
     long_threads,
@@ -16,6 +17,7 @@ from tests.leaks.leaky_site.views.base import VIEWS, query, sync_only_middleware
 __all__ = [
     "VIEWS",
     "after",
+    "errors",
     "failed_sends",
     "held",
     "long_threads",
