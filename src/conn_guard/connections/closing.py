@@ -23,24 +23,25 @@ logger = logging.getLogger("conn_guard.middleware")
 
 
 def is_lent(wrapper: Any) -> bool:
-    """Return whether *wrapper* is its lender's to close: shared between threads on purpose, as
-    LiveServerTestCase does, or inherited over a fork, where closing it would end the session of the
-    parent.
+    """Return whether another thread or process has to close *wrapper*.
 
-    ``allow_thread_sharing`` tells the former too, but takes a lock that the thread of a finalizer
-    may hold."""
+    LiveServerTestCase shares a wrapper between threads on purpose. A forked child inherits
+    wrappers, and closing one would end the session of the parent. ``allow_thread_sharing`` tells
+    the former too, but takes a lock that the thread of a finalizer may hold.
+    """
     return bool(wrapper._thread_sharing_count) or getattr(wrapper, "conn_guard_pid", None) not in (
         None,
         os.getpid(),
     )
 
 
-def abandon(wrapper: Any) -> None:
-    """Close *wrapper*, whose owner is gone, and stay silent: a finalizer can neither raise nor
-    log.
+def abandon(wrapper: Any) -> bool:
+    """Close *wrapper*, whose owner has ended, and return whether it was open.
+
+    It neither raises nor logs, since a finalizer can do neither.
     """
     if wrapper.connection is None or is_lent(wrapper):
-        return
+        return False
     with contextlib.suppress(Exception):
         if wrapper._thread_ident == threading.get_ident():
             wrapper.close()
@@ -50,12 +51,15 @@ def abandon(wrapper: Any) -> None:
                 wrapper.close()
             finally:
                 wrapper.dec_thread_sharing()
+    return True
 
 
 def in_transaction(wrapper: BaseDatabaseWrapper) -> bool:
-    """Return whether *wrapper* is in an atomic block, has another autocommit than its settings ask
-    for, or is in a transaction that only the driver knows of, such as a raw BEGIN. PostgreSQL and
-    SQLite tell the latter, others don't.
+    """Return whether *wrapper* is in a transaction.
+
+    That is an atomic block, an autocommit other than its settings ask for, or a transaction that
+    only the driver knows of, such as a raw BEGIN. The drivers of PostgreSQL and SQLite tell the
+    latter, others don't.
 
     **Source:** libpq's PQTRANS_INTRANS and PQTRANS_INERROR are 2 and 3.
     """
@@ -70,10 +74,10 @@ _WROTE = "SELECT pg_catalog.txid_current_if_assigned() IS NOT NULL"
 
 
 def rolled_back_reading(wrapper: BaseDatabaseWrapper) -> bool:
-    """Roll *wrapper* back where its settings have autocommit off and its transaction wrote nothing;
-    return whether they have and it did.
+    """Roll back a transaction that only read, and return whether it was one.
 
-    With such settings every query opens a transaction, and a view that only reads commits none.
+    Only where the settings have ``AUTOCOMMIT`` off: there every query opens a transaction, and a
+    view that only reads commits none.
     """
     if (
         wrapper.settings_dict["AUTOCOMMIT"]
@@ -95,9 +99,10 @@ def rolled_back_reading(wrapper: BaseDatabaseWrapper) -> bool:
 
 
 def close(wrapper: BaseDatabaseWrapper) -> None:
+    """Close *wrapper* on its own thread; log an error instead of raising it."""
     try:
         wrapper.close()
-        # Closing inside an atomic block that nobody will leave makes Django refuse every later
+        # After a close inside an atomic block that no code will leave, Django refuses every later
         # query of this thread.
         if wrapper.in_atomic_block and is_current(wrapper):
             del connections[wrapper.alias]
@@ -106,6 +111,7 @@ def close(wrapper: BaseDatabaseWrapper) -> None:
 
 
 def close_if_unusable_or_obsolete(wrapper: BaseDatabaseWrapper) -> None:
+    """Close *wrapper* as Django does at the end of a request; log an error, don't raise it."""
     try:
         wrapper.close_if_unusable_or_obsolete()
     except Exception:
@@ -113,10 +119,12 @@ def close_if_unusable_or_obsolete(wrapper: BaseDatabaseWrapper) -> None:
 
 
 def is_current(wrapper: BaseDatabaseWrapper) -> bool:
+    """Return whether *wrapper* is this thread's or context's connection of its alias."""
     return any(current is wrapper for current in connections.all(initialized_only=True))
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that runs on this thread, or None."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -124,13 +132,13 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def run_unattended(closing: Coroutine[Any, Any, None]) -> None:
-    """Let *closing* run on this loop without anybody waiting for it."""
+    """Start *closing* on this loop. No code waits for it."""
     task = asyncio.ensure_future(_suppressed(closing))
     _closing.add(task)
     task.add_done_callback(_closing.discard)
 
 
-# The loop itself holds its tasks weakly.
+# An event loop holds its tasks weakly.
 _closing: set[asyncio.Future[None]] = set()
 
 

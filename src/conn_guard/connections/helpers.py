@@ -23,11 +23,11 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 @contextmanager
 def pin(alias: str = "default") -> Iterator[None]:
-    """Forbid the engine to close or replace this thread's connection of *alias*, for state that no
-    query can tell of.
+    """Forbid the engine to close or replace this thread's connection of *alias*.
 
-    Only ``conn_guard.engine`` ends connections of living threads, so with another engine there is
-    nothing to forbid."""
+    It is for state that no query can show. Only ``conn_guard.engine`` ends connections of living
+    threads, so with another engine there is nothing to forbid.
+    """
     wrapper: Any = connections[alias]
     wrapper.conn_guard_pins = getattr(wrapper, "conn_guard_pins", 0) + 1
     try:
@@ -37,7 +37,7 @@ def pin(alias: str = "default") -> Iterator[None]:
 
 
 class _Closing:
-    """Close this thread's connections at the end, whatever happens; outside atomic blocks."""
+    """Closes this thread's connections at the end of a block or call, outside atomic blocks."""
 
     def __init__(self) -> None:
         conf.require()
@@ -94,12 +94,14 @@ def closing_connections() -> _Closing: ...
 @overload
 def closing_connections(function: _Function) -> _Function: ...
 def closing_connections(function: _Function | None = None) -> _Closing | _Function:
-    """Return a context manager and decorator, sync and async, that closes this thread's connections
-    at its end.
+    """Return a context manager and decorator that closes this thread's connections at its end.
 
-    For code that no request surrounds: threads, jobs, schedulers, commands. It closes on success
-    and on error, every alias, also what ``connection.copy()`` made, and leaves a connection that is
-    inside an atomic block alone. Raises ImproperlyConfigured where CONN_GUARD is wrong."""
+    It is for code outside requests: threads, jobs, schedulers and commands, sync and async. It
+    closes the connections of every alias, and copies made by ``connection.copy()``, on success and
+    on error. A connection inside an atomic block stays open.
+
+    Raises ImproperlyConfigured where CONN_GUARD is wrong.
+    """
     return _Closing() if function is None else _Closing()(function)
 
 

@@ -13,11 +13,11 @@ from conn_guard.connections.scopes import RequestScope
 
 
 class JobScope(RequestScope):
-    """The connections of one job of a worker, whose thread lives on: at the job's end none of that
-    thread stays open.
+    """Holds the connections of one job. At its end no connection of its thread stays open.
 
     Only a transaction that was open before the job is left alone: that of a test which runs a
-    worker in its own thread."""
+    worker in its own thread.
+    """
 
     __slots__ = ()
 
@@ -27,9 +27,7 @@ class JobScope(RequestScope):
         self.look()
 
     def finish(self) -> None:
-        """End the job; what code of the worker's own opened on this thread meanwhile is closed with
-        it.
-        """
+        """End the job, and close what the worker's own code opened on this thread meanwhile."""
         self.found.update(open_here())
         self.end()
         # A job that called asyncio.run() left its synchronous code to a thread of asgiref's, which

@@ -25,7 +25,7 @@ from django.db import connections
 from django.db.backends.signals import connection_created
 
 from conn_guard import conf
-from conn_guard.connections import closing, scopes
+from conn_guard.connections import closing, events, scopes
 from conn_guard.connections.closing import in_transaction
 from conn_guard.connections.scopes import RequestScope
 
@@ -36,16 +36,12 @@ logger = logging.getLogger("conn_guard.middleware")
 
 
 def watch() -> None:
-    """Give every connection that is opened from now on an owner; calling it again changes
-    nothing.
-    """
+    """Give every connection that is opened from now on an owner. A second call changes nothing."""
     connection_created.connect(_own, dispatch_uid="conn_guard.connections")
 
 
 def _own(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
-    """Receive ``connection_created``. It never raises: Django would be left with a half-made
-    connection in use.
-    """
+    """Receive ``connection_created``. It never raises: that would leave a half-made connection."""
     try:
         vars(connection)["conn_guard_pid"] = os.getpid()
         if closing.is_lent(connection):
@@ -59,7 +55,12 @@ def _own(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
         if loop is None:
             owner = _thread_owner()
             owner.wrappers.add(connection)
-            owner.scope = scope
+            # A thread that a view starts may end long before its request.
+            if scope is not None and (
+                scope.found_on == threading.get_ident() or _is_asgirefs_thread()
+            ):
+                owner.scope = scope
+            owner.origin = owner.origin or events.origin_of_thread(scopes.current_view())
             if scope is not None and scope.finished:
                 _own_after_request(connection)
             if scope is None or not scope.keep_persistent:
@@ -74,14 +75,13 @@ def _own(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
 
 
 class _ThreadOwner:
-    """What one thread opened, held by its ``threading.local`` alone, so that it goes when the
-    thread goes.
-    """
+    """Owns the connections that one thread opened. Only its ``threading.local`` holds it."""
 
     def __init__(self) -> None:
         self.wrappers: WeakSet[BaseDatabaseWrapper] = WeakSet()
         self.pid = os.getpid()
         self.scope: RequestScope | None = None
+        self.origin = ""
 
     def __del__(
         self,
@@ -92,16 +92,15 @@ class _ThreadOwner:
         # sessions along.
         if getpid() != self.pid or finalizing():
             return
-        for wrapper in list(self.wrappers):
-            closing.abandon(wrapper)
-        if self.scope is not None:
+        ended = sum(closing.abandon(wrapper) for wrapper in list(self.wrappers))
+        if self.scope is not None and not self.scope.finished:
             self.scope.tell_if_unfinished()
+        elif ended:
+            events.thread_left_open(ended, self.origin)
 
 
 class _ContextOwner:
-    """One connection opened on an event loop's thread, held by the context that opened it and by
-    every copy of that one.
-    """
+    """Owns a connection of an event loop's thread. Contexts that can see it hold the owner."""
 
     def __init__(self, wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLoop) -> None:
         self.wrapper = ref(wrapper)
@@ -126,11 +125,11 @@ class _ContextOwner:
 
 
 class _LateOwner:
-    """One connection opened after its request was over, on a thread of asgiref's, held by the task
-    that asked for it.
+    """Owns a connection that was opened after its request. The task that asked for it holds it.
 
-    That thread ends with the context of the request, which Django before 6.1 often leaves in a
-    cycle."""
+    The connection is on a thread of asgiref's, which ends with the context of the request. Django
+    before 6.1 often leaves that context in a reference cycle.
+    """
 
     def __init__(self, wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLoop) -> None:
         self.wrapper = ref(wrapper)
@@ -166,12 +165,12 @@ def _thread_owner() -> _ThreadOwner:
 
 
 def own_in_context(wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLoop) -> None:
-    """Let this context, and all that it will be copied to, own *wrapper*; calling it again changes
-    nothing.
+    """Let this context, and its copies, own *wrapper*. A second call changes nothing.
 
-    An engine calls it as it makes the wrapper, the receiver of ``connection_created`` as it is
-    opened. From Python 3.12 on the end of the task counts as well: a context may be part of a
-    cycle, and would then wait for the garbage collector."""
+    An engine calls it when it makes the wrapper, the receiver of ``connection_created`` when the
+    connection is opened. From Python 3.12 on the end of the task counts as well: a context may be
+    part of a reference cycle, and would then wait for the garbage collector.
+    """
     if not _hold(_ContextOwner, wrapper, loop):
         return
     task = asyncio.current_task(loop)
@@ -180,18 +179,14 @@ def own_in_context(wrapper: BaseDatabaseWrapper, loop: asyncio.AbstractEventLoop
 
 
 def own_from_birth(wrapper: BaseDatabaseWrapper) -> None:
-    """Let this context own *wrapper*, which an engine is making here; on a thread without an event
-    loop do nothing.
-    """
+    """Let this context own *wrapper*, if an engine is making it on the thread of an event loop."""
     loop = closing.running_loop()
     if loop is not None and conf.current().close_with_owner:
         own_in_context(wrapper, loop)
 
 
 def _own_after_request(wrapper: BaseDatabaseWrapper) -> None:
-    """Let the task whose synchronous code opens *wrapper* own it; asgiref hands it what is set in
-    this context.
-    """
+    """Let the task whose synchronous code opens *wrapper* own it. It gets this context back."""
     loop = getattr(SyncToAsync.threadlocal, "main_event_loop", None)
     if loop is not None:
         _hold(_LateOwner, wrapper, loop)
@@ -228,7 +223,8 @@ def _close_unless_seen(wrapper: BaseDatabaseWrapper) -> None:
 
     A task may have touched the wrapper before it started the task that opened it, and may hold
     state on its session. Python tells the contexts of other tasks from 3.12 on; before, a
-    transaction is all that can be seen."""
+    transaction is all that can be seen.
+    """
     if wrapper.connection is None:
         return
     if sys.version_info >= (3, 12):
@@ -311,9 +307,7 @@ def _is_asgirefs_thread() -> bool:
 
 
 def _abandon_outside_transaction(wrapper: BaseDatabaseWrapper) -> None:
-    """Close *wrapper*, or leave it to the loop's thread where a task that can't be told may be in a
-    transaction on it.
-    """
+    """Close *wrapper*, or leave it to the loop's thread where a task may be in a transaction."""
     if wrapper.connection is not None and in_transaction(wrapper):
         _thread_owner().wrappers.add(wrapper)
     else:
@@ -321,11 +315,11 @@ def _abandon_outside_transaction(wrapper: BaseDatabaseWrapper) -> None:
 
 
 def open_here() -> set[BaseDatabaseWrapper]:
-    """Return what is open on this thread and its own; on an event loop's thread what this context
-    sees.
+    """Return the connections that are open on this thread, copies included.
 
-    What synchronous code opened on a loop's thread can't be closed while the loop runs, and is that
-    code's."""
+    On an event loop's thread these are the ones that this context sees. Synchronous code that
+    opened a connection there, before the loop ran, closes it itself.
+    """
     copies = _thread_owner().wrappers if closing.running_loop() is None else ()
     wrappers = {*connections.all(initialized_only=True), *copies}
     return {

@@ -31,9 +31,7 @@ def has_own_thread() -> bool:
 
 
 class RequestScope:
-    """The connections of one request: those that it found open, and those that it opened, with the
-    thread of each.
-    """
+    """Holds the connections of one request: those that it found open, and those that it opened."""
 
     __slots__ = (
         "close_found",
@@ -57,9 +55,11 @@ class RequestScope:
         close_found: bool = False,
         waits: bool = True,
     ) -> None:
-        """Begin a request. *view* names it. *keep_persistent*: what CONN_MAX_AGE keeps stays open.
-        *close_found*: what the request found open is closed as well. *waits*: its end may be
-        awaited, since no client waits for it.
+        """Begin a request.
+
+        *view* returns its name. *keep_persistent*: connections that CONN_MAX_AGE keeps stay open.
+        *close_found*: connections that the request found open are closed as well. *waits*: the end
+        may be awaited, since no client waits for it.
         """
         # Weak: a copy that the request drops is not kept open for it. A list that only grows may
         # be read by one thread while another one adds to it.
@@ -85,7 +85,7 @@ class RequestScope:
             self.opened.append((ref(wrapper), here))
 
     def look(self) -> None:
-        """Note what is open on this thread before the request runs on it."""
+        """Note the connections that are open on this thread before the request runs on it."""
         self.found_on = threading.get_ident()
         for wrapper in connections.all(initialized_only=True):
             if wrapper.connection is not None:
@@ -94,8 +94,9 @@ class RequestScope:
                     self.found_in_transaction.add(wrapper)
 
     def end(self) -> None:
-        """Close what the request leaves on this thread; what it found in a transaction is not its
-        own to end.
+        """Close what the request leaves open on this thread.
+
+        A connection that was in a transaction before the request is left alone.
         """
         self.ended = True
         if not self.opened and not self.found:
@@ -122,11 +123,10 @@ class RequestScope:
                 closing.close(wrapper)
 
     async def aend(self) -> None:
-        """Do what :meth:`end` does, on the event loop's thread and on the one that runs the
-        request's synchronous code.
+        """End on the event loop's thread and on the thread of the request's synchronous code.
 
         The latter may still be busy, with work that the view left behind and that may never end.
-        So nobody waits for it unless this scope *waits*.
+        So no code waits for it unless this scope *waits*.
         """
         self.end()
         if self.is_open_elsewhere():
@@ -164,9 +164,7 @@ class RequestScope:
         self.found_in_transaction.clear()
 
     def tell_if_unfinished(self) -> None:
-        """Log that the response was never closed. Called by the finalizer of the thread, which must
-        not log itself.
-        """
+        """Log that the response was never closed. A finalizer calls this, and must not log."""
         if self.finished:
             return
         self.finished = True
