@@ -13,10 +13,11 @@ import pytest
 from django.db import connections
 from django.db.backends.postgresql.base import Database
 
+from conn_guard.sessions.login import SET_UP, OwnSession
 from conn_guard.sessions.policy import Policy
-from conn_guard.sessions.reaper import Orders, Reaper
+from conn_guard.sessions.reaper import Reaper, RunOptions
 from conn_guard.sessions.report import Action, Exit
-from conn_guard.sessions.server import PREPARE, Server
+from conn_guard.sessions.server import SIGNAL, Server
 from tests.polling import until
 from tests.postgres.own_server import Proxy, frozen, own_server
 from tests.postgres.reaping import reap
@@ -44,22 +45,14 @@ def before_signal(monkeypatch):
     def arrange(number, happens):
         send, count = Server.signal, itertools.count(1)
 
-        def happens_and_send(self, sessions):
+        def happens_and_send(self, session):
             if next(count) == number:
                 happens(self)
-            return send(self, sessions)
+            return send(self, session)
 
         monkeypatch.setattr(Server, "signal", happens_and_send)
-        one_a_message(monkeypatch)
 
     return arrange
-
-
-def one_a_message(monkeypatch):
-    """Let a signal share its message with no other, so that what happens to the message happens to
-    one session.
-    """
-    monkeypatch.setattr("conn_guard.sessions.reaper.SIGNALS_A_MESSAGE", 1)
 
 
 def rest(server, count):
@@ -141,7 +134,6 @@ def test_a_connection_that_is_cut_ends_nobody_else(server, monkeypatch, method):
             return whole(self, *args)
 
         monkeypatch.setattr(Server, method, cut_and_go_on)
-        one_a_message(monkeypatch)
         run = reap(*arguments)
     assert run.exit_code == 5
     until(lambda: not server.reapers())
@@ -158,7 +150,7 @@ def test_a_connection_that_is_cut_ends_nobody_else(server, monkeypatch, method):
 
 def test_a_way_that_hangs_up_on_whoever_comes_is_no_connection(server, monkeypatch):
     (session,), arguments = rest(server, 1)
-    monkeypatch.setattr("conn_guard.sessions.reaper.CONNECT_FOR", timedelta(seconds=0.2))
+    monkeypatch.setattr("conn_guard.sessions.login.LOG_IN_FOR", timedelta(seconds=0.2))
     with Proxy(server.server.host, server.server.port) as proxy, server.alias(PORT=str(proxy.port)):
         proxy.refuse()
         run = reap(*arguments)
@@ -182,16 +174,15 @@ def test_a_reaper_that_is_itself_terminated_says_so(server, before_signal):
 
 def test_a_signal_that_takes_too_long_is_a_failure_and_the_rest_go_on(server, monkeypatch):
     sessions, arguments = rest(server, 3)
-    run_statement = Server._run
+    run_statement, count = OwnSession.value, itertools.count(1)
 
     def overrun(self, statement, parameters=None):
-        if parameters and "2:" in parameters:
+        if statement == SIGNAL and next(count) == 2:
             statement = f"SELECT pg_sleep(10); {statement}"
         return run_statement(self, statement, parameters)
 
-    one_a_message(monkeypatch)
-    monkeypatch.setattr(Server, "_run", overrun)
-    monkeypatch.setattr("conn_guard.sessions.server.PREPARE", PREPARE.replace("'10s'", "'1s'"))
+    monkeypatch.setattr(OwnSession, "value", overrun)
+    monkeypatch.setattr("conn_guard.sessions.login.SET_UP", SET_UP.replace("'10s'", "'1s'"))
     with server.alias():
         run = reap(*arguments)
     fates = [run.fate(session) for session in sessions]
@@ -202,9 +193,9 @@ def test_a_signal_that_takes_too_long_is_a_failure_and_the_rest_go_on(server, mo
 
 def test_a_catalogue_that_somebody_locked_ends_the_run_and_nobody_else(server, monkeypatch):
     (session,), _ = rest(server, 1)
-    monkeypatch.setattr("conn_guard.sessions.server.PREPARE", PREPARE.replace("'5s'", "'100ms'"))
+    monkeypatch.setattr("conn_guard.sessions.login.SET_UP", SET_UP.replace("'5s'", "'100ms'"))
     policy = Policy(idle_for=timedelta(seconds=0.1))
-    with server.alias(), Reaper("own", policy, Orders(stays=True)) as reaper:
+    with server.alias(), Reaper("own", policy, RunOptions(repeats=True)) as reaper:
         reaper.scope()
         server.ask("BEGIN")
         server.ask("LOCK TABLE pg_authid IN ACCESS EXCLUSIVE MODE")

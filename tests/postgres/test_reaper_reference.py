@@ -13,7 +13,7 @@ from django.core.management import BaseCommand, call_command, load_command_class
 from conn_guard.sessions.policy import Verdict
 from conn_guard.sessions.render.metrics import render_metrics
 from conn_guard.sessions.report import Action, Exit, Status
-from tests.core.test_reports import REPORT
+from tests.core.test_report import REPORT
 from tests.postgres.reaping import reap
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])

@@ -157,7 +157,7 @@ def _closed_standby(primary, base_backup):
 def test_a_server_in_recovery_that_lets_nobody_in_is_no_connection(
     primary, base_backup, monkeypatch
 ):
-    monkeypatch.setattr("conn_guard.sessions.reaper.CONNECT_FOR", timedelta(seconds=0.3))
+    monkeypatch.setattr("conn_guard.sessions.login.LOG_IN_FOR", timedelta(seconds=0.3))
     with _closed_standby(primary, base_backup) as port, primary.alias(PORT=str(port)):
         run = reap("--database", "own")
         assert run.exit_code == 5
