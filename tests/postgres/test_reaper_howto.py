@@ -453,6 +453,27 @@ def test_the_superusers_statement_ends_those_at_rest_and_nobody_else(server):
     server.clean()
 
 
+def test_a_process_that_ps_shows_as_idle_ends_by_its_pid_alone(server):
+    if shutil.which("ps") is None:
+        pytest.skip("ps is not installed")
+    (block,) = blocks("no-slot-left", "sh", "host")
+    find, end = block.text.splitlines()
+    idle, busy = server.session("shop", dbname="shop"), server.session("shop", dbname="shop")
+    busy.execute("BEGIN")
+    server.rested(idle)
+
+    def found():
+        done = subprocess.run(find, shell=True, capture_output=True, text=True, check=False)
+        return {int(line.split()[0]) for line in done.stdout.splitlines()}
+
+    assert idle.pid in found()
+    assert busy.pid not in found()
+    subprocess.run(end.replace("4711", str(idle.pid)), shell=True, check=True)
+    until(lambda: not server.alive(idle))
+    assert server.alive(busy)
+    server.clean()
+
+
 def test_the_question_who_holds_the_slots_is_answered(server):
     session = server.session("shop", application_name="holder")
     (statement,) = statements(*blocks("no-slot-left", "sql"))

@@ -67,7 +67,7 @@ def test_the_table_of_options_is_the_parsers():
 
 def test_the_tables_of_reasons_and_fields_are_the_codes(session_factory):
     spared = [verdict.value for verdict in Verdict if verdict.spares]
-    assert sorted(first_cells("## Whom it spares")) == sorted(spared)
+    assert sorted(first_cells("## Which sessions it spares")) == sorted(spared)
     session, summary = (json.loads(line) for line in blocks("json")[0].splitlines())
     assert {"event", *first_cells("| field of `session` |")} == set(session)
     assert {"event", "alias", *first_cells("| field of `summary` |")} == set(summary)
