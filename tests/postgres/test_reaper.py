@@ -76,7 +76,7 @@ def test_the_event_of_a_session_says_which_it_was(session_factory, rested, appli
     }
 
 
-def test_a_dry_run_shows_the_same_and_ends_nobody(session_factory, rested, alive):
+def test_a_dry_run_shows_the_same_and_ends_no_session(session_factory, rested, alive):
     session = session_factory()
     run = reap(*rested(), "--dry-run")
     assert run.fate(session) == ("would_signal", None)
@@ -110,7 +110,7 @@ def test_the_reaper_spares_itself_and_leaves_no_session(ask):
     until(lambda: not ask("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [own["pid"]]))
 
 
-# Who is spared
+# Which sessions are spared
 
 
 def test_another_reaper_is_spared(session_factory, rested, alive):
@@ -178,7 +178,7 @@ def test_a_copy_in_progress_is_not_at_rest(address, application_name, rested, as
         client.send("CREATE TEMPORARY TABLE loaded (line text)")
         list(client.messages())
         client.send("COPY loaded FROM STDIN")
-        # It waits for its client just like a session at rest, so the wait alone is no proof.
+        # It waits for its client just like an idle session, so the wait event alone is no proof.
         waits = "SELECT state, wait_event FROM pg_stat_activity WHERE pid = %s"
         until(lambda: ask(waits, [client.pid]) == [("active", "ClientRead")])
         assert reap(*rested()).fate(client) == ("not_due", "active")
@@ -348,7 +348,7 @@ def test_idle_sessions_of_which_none_is_due_are_counted_and_a_threshold_is_named
     session_factory, rested, application_name, ask, monkeypatch, capsys
 ):
     session_factory(), session_factory()
-    # Nobody waits half a minute for a session to be idle for so long.
+    # The real ladder begins at 30 s, which is too long to wait for.
     monkeypatch.setattr(census, "SHORTER", {"0.3s": timedelta(seconds=0.3)})
     scope = rested()[2:]
     call_command("idle_reaper", *scope)

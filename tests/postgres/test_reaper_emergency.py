@@ -1,6 +1,4 @@
-"""Every slot is taken: who still gets in, who gets in later, and what is said to whoever
-doesn't.
-"""
+"""Every slot is taken: which role gets in, which gets in later, and the advice for the others."""
 
 from __future__ import annotations
 
@@ -148,9 +146,7 @@ def test_a_superuser_gets_in_through_its_reserve(server, fill):
 
 
 def test_sessions_in_the_reserve_are_told_apart_from_those_within_the_limit(server, fill):
-    """The observer came before the doors closed, so the application has one less and the
-    superuser's reaper is beyond.
-    """
+    """The observer has a slot of the limit, and the superuser's reaper is beyond it."""
     sessions = fill()
     assert len(sessions) == 12 - 3 - (2 if server.major >= 16 else 0) - 1
     total, stdout = len(sessions) + 1, io.StringIO()

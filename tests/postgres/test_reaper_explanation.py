@@ -1,4 +1,4 @@
-"""What the page about the reaper's limits says of PostgreSQL and of us, each by trying it."""
+"""The page about the reaper's limits: what it says of PostgreSQL and of the reaper is tried."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_conditions_are_those_of_the_statement_that_signals():
     assert "wait_event = 'ClientRead'" in PREPARE_SIGNAL
 
 
-def test_the_servers_log_and_its_counter_tell_whom_an_operator_ended(server):
+def test_the_servers_log_and_its_counter_tell_which_session_an_operator_ended(server):
     ((before,),) = server.ask(
         "SELECT sessions_killed FROM pg_stat_database WHERE datname = 'postgres'"
     )

@@ -1,6 +1,4 @@
-"""What goes wrong in the middle of a run: nobody ends who should live, no session of ours stays,
-the report is true.
-"""
+"""Faults in the middle of a run: no wrong session ends, none of ours stays, the report is true."""
 
 from __future__ import annotations
 
@@ -38,9 +36,7 @@ def started(django_db_blocker):
 
 @pytest.fixture
 def before_signal(monkeypatch):
-    """Return a function that lets something happen just before the reaper sends its signal of that
-    number.
-    """
+    """Return a function that calls another just before the signal of a given number."""
 
     def arrange(number, happens):
         send, count = Server.signal, itertools.count(1)
@@ -56,9 +52,7 @@ def before_signal(monkeypatch):
 
 
 def rest(server, count):
-    """Open *count* sessions, the first of which rests for longest, and return them with what to
-    reap them by.
-    """
+    """Open *count* idle sessions, the longest idle first, and return the arguments to reap them."""
     sessions = [server.session() for _ in range(count)]
     return sessions, server.rested(*sessions)
 
@@ -93,7 +87,7 @@ def test_a_server_that_goes_in_the_middle_of_a_run(server, before_signal, monkey
         }
         assert sums == {"signalled": 1, "failed": 1, "gone": None, "survivors": None, "exit": 5}
         monkeypatch.undo()
-        # Also while it recovers: whoever comes too early is tried again.
+        # Also while the server recovers: a login that comes too early is tried again.
         assert reap(*arguments).exit_code == 0
         sessions, arguments = rest(server, 1)
         assert reap(*arguments).fate(sessions[0]) == ("signalled", None)
@@ -123,7 +117,7 @@ def test_staying_outlives_a_restart_of_the_server(server, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["signal", "still_there"])
-def test_a_connection_that_is_cut_ends_nobody_else(server, monkeypatch, method):
+def test_a_connection_that_is_cut_ends_no_other_session(server, monkeypatch, method):
     sessions, arguments = rest(server, 3)
     whole, count = getattr(Server, method), itertools.count(1)
     with Proxy(server.server.host, server.server.port) as proxy, server.alias(PORT=str(proxy.port)):
@@ -148,7 +142,7 @@ def test_a_connection_that_is_cut_ends_nobody_else(server, monkeypatch, method):
     until(lambda: not server.alive(sessions[0]))
 
 
-def test_a_way_that_hangs_up_on_whoever_comes_is_no_connection(server, monkeypatch):
+def test_a_proxy_that_closes_each_connection_at_once_is_exit_5(server, monkeypatch):
     (session,), arguments = rest(server, 1)
     monkeypatch.setattr("conn_guard.sessions.login.LOG_IN_FOR", timedelta(seconds=0.2))
     with Proxy(server.server.host, server.server.port) as proxy, server.alias(PORT=str(proxy.port)):
@@ -191,7 +185,7 @@ def test_a_signal_that_takes_too_long_is_a_failure_and_the_rest_go_on(server, mo
     assert server.alive(sessions[1])
 
 
-def test_a_catalogue_that_somebody_locked_ends_the_run_and_nobody_else(server, monkeypatch):
+def test_a_locked_catalogue_ends_the_run_and_no_session(server, monkeypatch):
     (session,), _ = rest(server, 1)
     monkeypatch.setattr("conn_guard.sessions.login.SET_UP", SET_UP.replace("'5s'", "'100ms'"))
     policy = Policy(idle_for=timedelta(seconds=0.1))
@@ -236,7 +230,7 @@ datetime.datetime = Shifted
     assert 0 < seen[session.pid]["idle_seconds"] < 600
 
 
-# Signals, and processes that answer nobody
+# Signals, and processes that don't answer
 
 
 def test_a_session_that_does_not_leave_is_a_survivor(server):
@@ -299,10 +293,8 @@ def test_sigkill_leaves_neither_session_nor_lock(server, tmp_path):
         assert reap(*server.rested(session)).fate(session) == ("signalled", None)
 
 
-def test_a_server_that_answers_no_more_holds_nobody_for_ever(server, tmp_path):
-    """The second SIGTERM ends the command; psycopg2 hears neither while it waits, so that it takes
-    SIGKILL.
-    """
+def test_a_server_that_answers_no_more_can_be_left_by_a_second_signal(server, tmp_path):
+    """The second SIGTERM ends the command; psycopg2 handles none while it waits: use SIGKILL."""
     (first, second), _ = rest(server, 2)
     with (
         frozen(first.pid),
@@ -346,9 +338,7 @@ def test_many_sessions(server):
 
 
 def test_a_prepared_transaction_outlives_the_session_that_prepared_it(server):
-    """It belongs to nobody any more, and what it locked it keeps: no session is spared for it, and
-    none can end it.
-    """
+    """It keeps its locks and belongs to no session: none is spared for it, none can end it."""
     server.ask("CREATE TABLE paid (amount int)")
     server.ask("GRANT ALL ON paid TO app")
     try:
@@ -392,9 +382,7 @@ def test_the_sessions_of_a_pool_are_reaped_and_the_reapers_is_none_of_them(serve
 
 
 def _open_pool():
-    """Open the application's pool where this Django and this driver have one, and return whether
-    they do.
-    """
+    """Open the application's pool and return True; False if this Django or driver has none."""
     if not hasattr(connections["own"], "pool") or not hasattr(Database, "Connection"):
         return False
     pytest.importorskip("psycopg_pool")

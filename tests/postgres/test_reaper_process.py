@@ -1,6 +1,4 @@
-"""The command as cron and systemd run it: a process of its own, its exit code, its two streams and
-its signals.
-"""
+"""The command as cron and systemd run it: exit code, streams and signals of a process."""
 
 from __future__ import annotations
 
@@ -42,9 +40,7 @@ class Process(subprocess.Popen[str]):
 
 @pytest.fixture
 def start(tmp_path) -> Iterator[Callable[..., Process]]:
-    """Return a function that starts the command on the test database, with changes to its alias and
-    its CONN_GUARD.
-    """
+    """Return a function that starts the command, with changes to its alias and its CONN_GUARD."""
     running: list[Process] = []
     known = connections["default"].settings_dict
 
@@ -204,7 +200,7 @@ def test_an_address_where_a_name_belongs_is_not_repeated(start, name):
     assert stderr.count("\n") == 1
 
 
-def test_an_option_that_nobody_knows_is_exit_2(start):
+def test_an_unknown_option_of_the_driver_is_exit_2(start):
     exit_code, _, stderr = start(OPTIONS={"statement_timeout": 5}).end()
     assert exit_code == 2
     assert "statement_timeout" in stderr
@@ -212,11 +208,11 @@ def test_an_option_that_nobody_knows_is_exit_2(start):
 
 @pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_one_shot_with_its_number(start, signum, exit_code):
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        nobody.settimeout(30)
-        process = start(HOST="127.0.0.1", PORT=str(nobody.getsockname()[1]))
-        # It listens for signals before it connects, and tries again where nobody answers.
-        nobody.accept()[0].close()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(30)
+        process = start(HOST="127.0.0.1", PORT=str(silent.getsockname()[1]))
+        # It handles signals before it connects, and tries again.
+        silent.accept()[0].close()
     ended = process.end(signum)
     assert ended[:2] == (exit_code, "")
     at_once, failure = ended[2].splitlines()

@@ -28,9 +28,7 @@ def blocks(language):
 
 
 def first_cells(heading):
-    """Return the codes in the first cell of each row of the table below a heading or a heading of a
-    table.
-    """
+    """Return the codes in the first cell of each row of the table that follows *heading*."""
     table = PAGE.split(heading, 1)[1].split("|---", 1)[1].split("\n\n", 1)[0]
     return [
         code
@@ -43,8 +41,7 @@ def first_cells(heading):
 def test_each_command_of_the_page_runs(line, session_factory, application_name, capsys):
     program, script, name, *arguments = shlex.split(line)
     assert (program, script, name) == ("python", "manage.py", "idle_reaper")
-    # What runs beside this test is nobody's business: its sessions are younger than any threshold
-    # of the page.
+    # Sessions of tests beside this one are younger than any threshold of the page.
     call_command(name, *arguments)
     assert capsys.readouterr().out
 

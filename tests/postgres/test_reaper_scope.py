@@ -18,7 +18,7 @@ pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "othe
 # Scope and brakes
 
 
-def test_a_filter_that_matches_nobody_ends_nobody(session_factory, rested, alive):
+def test_a_filter_that_matches_no_session_ends_none(session_factory, rested, alive):
     session = session_factory()
     rested()
     run = reap("--idle-for", "0.3s", "--application-name", "nobody-has-this-name")
@@ -70,7 +70,7 @@ def test_keep_spares_the_most_recently_used_of_each_application(
     ]
 
 
-def test_below_the_threshold_of_slots_nobody_is_ended(session_factory, rested, alive):
+def test_below_the_threshold_of_slots_no_session_is_ended(session_factory, rested, alive):
     session = session_factory()
     run = reap(*rested(), "--when-above", "99%")
     assert (run.exit_code, run.summary["status"], run.summary["signalled"]) == (

@@ -72,7 +72,7 @@ def test_a_session_that_wakes_between_listing_and_signal_is_reported_as_moved_on
 def test_a_pid_that_was_reused_is_spared(session_factory, server, listed, alive):
     session = session_factory()
     now = listed()
-    # Whoever had the pid before started earlier and rested just as long.
+    # The session that had the pid before started earlier.
     before = replace(now, backend_start=now.backend_start - timedelta(microseconds=1))
     assert server.signal(before) is False
     assert alive(session)
@@ -89,9 +89,7 @@ def test_a_transaction_that_began_unseen_is_spared(session_factory, server, list
 def test_a_session_that_still_sends_its_answer_is_spared(
     address, application_name, ask, server, listed, alive
 ):
-    """The state says idle as soon as the answer is formed; until the client has read it, the wait
-    event says otherwise.
-    """
+    """The state is idle as soon as the answer is formed; the wait event shows that it is sent."""
     client = _sending(address, application_name, ask)
     try:
         session = listed()
@@ -105,12 +103,10 @@ def test_a_session_that_still_sends_its_answer_is_spared(
 
 
 def _sending(address, application_name, ask):
-    """Return a client that reads nothing, with an answer of the very size at which the server is
-    idle and still sends.
-    """
+    """Return a client that reads nothing, whose session is idle and still sends its answer."""
     for _ in range(8):
-        # What fits into the buffers between the two is soon at rest, what is longer stays active:
-        # the edge is wanted.
+        # An answer that fits into the buffers is soon idle and a longer one stays active: find the
+        # size in between.
         fits, too_long = 0, 160_000
         while too_long - fits > 1:
             rows = (fits + too_long) // 2
