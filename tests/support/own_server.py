@@ -1,4 +1,4 @@
-"""A PostgreSQL server of a test's own, which the test may fill, stop and give roles."""
+"""A server of a test's own, its sessions, and aliases that lead to it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 
 from django.db import connections
 
+from tests.conftest import Session
 from tests.support.polling import until
-from tests.support.second_session import Session
 from tools.local_postgres import LocalPostgres
 
 IDLE_FOR = "0.1s"
@@ -28,7 +28,7 @@ REAPERS = (
 
 
 class OwnServer:
-    """A running server, with a session that observes it as its superuser."""
+    """A running server with a session of its superuser's that observes it."""
 
     def __init__(self, server: LocalPostgres) -> None:
         self.server = server
@@ -43,13 +43,13 @@ class OwnServer:
         return self._observer.execute(statement, parameters)
 
     def session(self, user: str = "app", **parameters: object) -> Session:
-        """Open a session; clean() closes it."""
+        """Open a session that clean() closes."""
         session = self._open(**{"user": user, "application_name": "shop", **parameters})
         self._opened.append(session)
         return session
 
     def rested(self, *sessions: Any) -> tuple[str, ...]:
-        """Wait until *sessions* are idle longer than IDLE_FOR; return options to reap them."""
+        """Wait until *sessions* are idle for IDLE_FOR; return the arguments to reap them."""
         age = (
             "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s) AND clock_timestamp() -"
             " state_change > interval '0.12 s' AND wait_event = 'ClientRead'"
@@ -59,16 +59,16 @@ class OwnServer:
         return ("--database", "own", "--idle-for", IDLE_FOR)
 
     def alive(self, session: Any) -> bool:
-        """Return whether *session* is still on the server."""
+        """Return whether *session* is still there."""
         return bool(self.ask("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [session.pid]))
 
     def reapers(self) -> list[int]:
-        """Return the pids of the sessions of reapers."""
+        """Return the pids of the sessions that reapers have."""
         return [pid for (pid,) in self.ask(REAPERS)]
 
     @contextmanager
     def alias(self, name: str = "own", **changes: object) -> Iterator[dict[str, Any]]:
-        """Let the alias *name* lead to this server, as the role app unless *changes* differ."""
+        """Let *name* be an alias of this server, with the role app unless *changes* has another."""
         settings = {
             **connections.settings["default"],
             "ENGINE": "django.db.backends.postgresql",
@@ -93,7 +93,7 @@ class OwnServer:
     def process(
         self, folder: Path, *arguments: str, prelude: str = "", **changes: object
     ) -> Iterator[Process]:
-        """Run the command in a process of its own; its settings begin with *prelude*."""
+        """Run the command in a process of its own, whose settings begin with *prelude*."""
         address = {
             "HOST": self.server.host,
             "PORT": str(self.server.port),
@@ -128,7 +128,7 @@ class OwnServer:
         self._observer = None
 
     def clean(self) -> None:
-        """Close every session that a test opened, and assert that no reaper left one."""
+        """Close every session that a test opened, and find that no reaper left one."""
         while self._opened:
             self._opened.pop().close()
         left = (
@@ -149,7 +149,7 @@ def own_server(
     max_connections: int = 40,
     settings: Mapping[str, object] | None = None,
 ) -> Iterator[OwnServer]:
-    """Start a server with *roles*: the name of each, and its attributes."""
+    """Start a server with *roles*, a name and its attributes each."""
     with LocalPostgres(max_connections=max_connections, settings=settings) as started:
         server = OwnServer(started)
         try:
@@ -164,7 +164,7 @@ class Process(subprocess.Popen[str]):
     """A running command."""
 
     def end(self, signum: int = 0) -> tuple[int, list[dict[str, Any]], str]:
-        """Signal the process if a number is given; return exit code, JSON lines and errors."""
+        """Send *signum* if given; return the exit code, the JSON lines and stderr."""
         if signum:
             self.send_signal(signum)
         stdout, stderr = self.communicate(timeout=45)
@@ -173,7 +173,7 @@ class Process(subprocess.Popen[str]):
 
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    """Stop the server's process *pid* for the block: it answers no client and no signal."""
+    """Stop the server's process *pid* for the block, so that it reacts to no signal."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -182,7 +182,7 @@ def frozen(pid: int) -> Iterator[None]:
 
 
 class Proxy:
-    """A way to a server that a test can cut; until then it passes bytes on."""
+    """A way to a server that can be cut: it hands on bytes until it is told otherwise."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
@@ -205,7 +205,7 @@ class Proxy:
             assert not thread.is_alive()
 
     def cut(self) -> None:
-        """End every connection that goes through the proxy."""
+        """End every connection that goes through here."""
         while self._pairs:
             for each in self._pairs.pop():
                 with suppress(OSError):
@@ -213,7 +213,7 @@ class Proxy:
                 each.close()
 
     def refuse(self) -> None:
-        """Close each new connection from now on."""
+        """From now on, close each new connection at once."""
         self._refuses = True
 
     def _accept(self) -> None:

@@ -1,4 +1,4 @@
-"""Runs of idle_reaper with their results parsed, and clients that drivers don't offer."""
+"""Runs of the command as values, and a client that leaves things undone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from django.core.management import CommandError, call_command
 
 @dataclass
 class Run:
-    """One run: its exit code, the events of its sessions, and its summaries."""
+    """One run: its exit code, what it said of each session, and its sums."""
 
     exit_code: int = 0
     error: str = ""
@@ -26,13 +26,13 @@ class Run:
     summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def fate(self, session: Any) -> tuple[str | None, str | None]:
-        """Return the action on a session and its reason, or None twice where none was named."""
+        """Return what was done about a session and why; nothing where the run didn't name it."""
         event = self.sessions.get(session.pid, {})
         return event.get("action"), event.get("reason")
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The summary of the only alias."""
+        """The sums of the only alias."""
         (only,) = self.summaries.values()
         return only
 
@@ -59,7 +59,7 @@ def reap(*arguments: str, **options: object) -> Run:
 
 
 class RawClient:
-    """A client that speaks PostgreSQL's protocol by hand, and can stop in the middle of it."""
+    """A client that writes PostgreSQL's protocol itself, and can leave out what drivers send."""
 
     def __init__(self, host: str, port: int, *, receive_buffer: int = 0, **parameters: str) -> None:
         self.socket = socket.socket()
@@ -81,7 +81,7 @@ class RawClient:
         self.socket.sendall(b"Q" + struct.pack("!I", len(body) + 4) + body)
 
     def messages(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the server's messages up to the one that says it is ready."""
+        """Yield the server's messages up to the one by which it is ready again."""
         kind = b""
         while kind != b"Z":
             kind, length = self._read(1), struct.unpack("!I", self._read(4))[0]
@@ -101,7 +101,7 @@ class RawClient:
 
 @contextmanager
 def new_role(ask: Any, name: str, attributes: str = "LOGIN", *, grants: str = "") -> Iterator[str]:
-    """Give a new role, and drop it afterwards; *grants* are the roles that it is a member of."""
+    """Give a role that is dropped again; *grants* are roles that it becomes a member of."""
     quoted = '"' + name.replace('"', '""') + '"'
     ask(f"CREATE ROLE {quoted} {attributes}")
     if grants:

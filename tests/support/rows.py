@@ -1,4 +1,4 @@
-"""A session that is due to be reaped, for tables of variations."""
+"""Sessions for the tables of the pure tests: one that is due, to be varied."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def session(*, idle_for: timedelta | None = timedelta(minutes=15), **fields: Any
 
 
 def hidden(**fields: Any) -> Session:
-    """Return a session as a role without the right to look sees it: names, and no state."""
+    """Return a session as a role without grants sees it: its names and nothing else."""
     masked = {
         "backend_start": None,
         "backend_type": None,

@@ -29,7 +29,7 @@ LOG_IN_FOR = timedelta(seconds=30)
 
 # libpq reports the backend pid received at login; a pooler reports a made-up one. Where the two
 # differ, a SET or a lock of ours would stay on a session that the pooler gives to other clients.
-BACKEND_PID = "SELECT pg_catalog.pg_backend_pid() AS backend_pid"
+BACKEND_PID = "SELECT pg_catalog.pg_backend_pid()"
 
 # search_path: our statements must call the catalogue's functions, never a user's of the same name.
 # role: ALTER ROLE ... SET role would hide the login role's own sessions. Timeouts: a reaper that
@@ -216,7 +216,7 @@ class OwnSession:
             logger.debug("Our own session could not be closed.", exc_info=True)
 
     def _refuse_pooler(self, *, pooled: bool) -> None:
-        on_server = self.row(BACKEND_PID)["backend_pid"]
+        on_server = self.value(BACKEND_PID)
         is_pooled = self.connection.connection.info.backend_pid != on_server
         if is_pooled and not pooled:
             raise PooledError
@@ -224,7 +224,7 @@ class OwnSession:
 
     def _system_identifier(self) -> int | None:
         try:
-            return int(self.row(SYSTEM_IDENTIFIER)["system_identifier"])
+            return int(self.value(SYSTEM_IDENTIFIER))
         except Error:
             return None
 
@@ -292,10 +292,7 @@ def log_in(
             seconds = f"{LOG_IN_FOR.total_seconds():g}"
             tell(f"{alias}: can't log in yet, trying for {seconds} s: {said}")
             if (session := _by_another_role(alias)) is not None:
-                user = connections.settings[alias]["USER"]
-                tell(
-                    f"{alias}: logged in by the alias {session.alias!r}, to judge {user}'s sessions"
-                )
+                tell(f"{alias}: logged in by alias {session.alias!r}; the scope stays the same")
                 return session
         if stop.signum is not None or time.monotonic() >= until:
             cures = advice(
