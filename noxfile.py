@@ -42,9 +42,11 @@ def lint(session: nox.Session) -> None:
     if "--fix" in session.posargs:
         session.run("ruff", "check", "--quiet", "--fix", ".")
         session.run("ruff", "format", "--quiet", ".")
-    files = _tracked(session)
-    texts = [name for name in files if not name.startswith(("tests/core/goldens/", "docs/images/"))]
-    pages = [name for name in files if name.startswith(("example_project/", "src/"))]
+    listed = str(session.run("git", "grep", "-Il", "", external=True, silent=True, log=False))
+    kept_as_written = ("tests/core/goldens/", "docs/images/")
+    texts = [name for name in listed.splitlines() if not name.startswith(kept_as_written)]
+    modules = [name for name in texts if name.startswith(("src/", "example_project/"))]
+    modules = [name for name in modules if name.endswith(".py")]
     steps = [
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
@@ -52,7 +54,7 @@ def lint(session: nox.Session) -> None:
         ["typos", "--force-exclude", *texts],
         ["end-of-file-fixer", *texts],
         ["trailing-whitespace-fixer", *texts],
-        ["django-upgrade", "--target-version", "4.2", *(n for n in pages if n.endswith(".py"))],
+        ["django-upgrade", "--target-version", "4.2", *modules],
     ]
     failed = []
     for step in steps:
@@ -65,14 +67,9 @@ def lint(session: nox.Session) -> None:
         session.error(f"failed: {', '.join(failed)}")
 
 
-def _tracked(session: nox.Session) -> list[str]:
-    listed = session.run("git", "ls-files", external=True, silent=True)
-    return [name for name in str(listed).splitlines() if Path(name).is_file()]
-
-
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy on the package, the tools and the sample of the public interface"""
+    """mypy on the package, the tools, dev.py and this file"""
     install(session, "test")
     session.run("mypy", *session.posargs)
 
@@ -136,8 +133,10 @@ PYTHONS = {
     "3.14": ["4.2", "5.2", "6.0", "6.1"],
 }
 CVAT = {"django": "4.2.6", "asgiref": "3.7.2", "psycopg2-binary": "2.9.5"}
-"""The releases that CVAT 2.11 pins. Its uvicorn is too old for the other servers of the tests, so
-the session `leaks` runs that one."""
+"""The releases that CVAT 2.11 pins.
+
+CVAT's uvicorn is too old for the other servers of the tests; only the session `leaks` runs it.
+"""
 USUAL = ("tests/core", "tests/django", "tests/postgres")
 THIS_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
@@ -163,8 +162,7 @@ class Cell(NamedTuple):
 def find_python(version: str) -> str | None:
     """Return the path of a Python that runs.
 
-    A version manager may put names on the PATH that lead nowhere, and keeps one release beside the
-    other.
+    A version manager's name on the PATH may lead nowhere; its releases are in sibling folders.
     """
     siblings = sorted(Path(sys.base_prefix).parent.glob(f"*{version}.*/bin/python{version}"))
     named = shutil.which(f"python{version}")
@@ -199,9 +197,7 @@ def quick_cells() -> dict[Cell, tuple[str, ...]]:
 
 
 def all_cells() -> Iterator[Cell]:
-    """Yield each Python with each Django, then each PostgreSQL with the newest and the oldest, then
-    CVAT's versions.
-    """
+    """Yield each Python with each Django, each PostgreSQL, and CVAT's versions."""
     for python, djangos in PYTHONS.items():
         for django in djangos:
             yield Cell(python, django, "psycopg", "18")
@@ -243,9 +239,9 @@ def matrix(session: nox.Session, cell: Cell, paths: tuple[str, ...]) -> None:
 
 
 def look_twice(session: nox.Session, command: list[str], env: dict[str, str | None]) -> None:
-    """Run pytest, and the tests that failed once more and alone.
+    """Run pytest, and run the tests that failed once more, without a second worker.
 
-    Beside a second worker on two cores a server may answer too late.
+    A server that shares two cores with two workers may answer too late.
     """
     try:
         session.run(*command, env=env)

@@ -1,4 +1,4 @@
-"""What a wheel says about the project beside pyproject.toml: the readme and the addresses."""
+"""The readme and the addresses in the metadata of a wheel; hatchling runs this file."""
 
 from __future__ import annotations
 

@@ -148,3 +148,11 @@ def test_a_run_that_executes_no_test_fails(tmp_path):
 )
 def test_pins_hold_no_address(path):
     assert not re.search(r"://|@|--(extra-)?index|--find-links|\bfile:", path.read_text())
+
+
+def test_the_installation_that_the_examples_page_shows_resolves(run):
+    page = (ROOT / "example_project" / "README.md").read_text()
+    (words,) = re.findall(r"^pip install (.+)$", page, re.MULTILINE)
+    pins = ROOT / "constraints" / "pins.txt"
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "-c", pins]
+    assert "conn-guard" in run(*pip, *words.split())
