@@ -214,13 +214,13 @@ def test_a_connection_that_is_used_while_the_keeper_comes(guarded):
         def release(self):
             guard.release()
 
-        __enter__, __exit__ = guarded.wrapper.guard.__enter__, guarded.wrapper.guard.__exit__
+        __enter__, __exit__ = guarded.wrapper.lock.__enter__, guarded.wrapper.lock.__exit__
 
     pid = guarded.pid()
-    guard, guarded.wrapper.guard = guarded.wrapper.guard, Slow()
+    guard, guarded.wrapper.lock = guarded.wrapper.lock, Slow()
     now = time.monotonic() + 10 * LIMIT_S
-    guarded.wrapper.tend(now)
-    guarded.wrapper.guard = guard
+    guarded.wrapper.check_due(now)
+    guarded.wrapper.lock = guard
     assert guarded.pid() == pid
 
 
@@ -422,7 +422,7 @@ class Kept:
         self.delays = list(delays)
         self.came = []
 
-    def tend(self, now):
+    def check_due(self, now):
         self.came.append(now)
         if not self.delays:
             return math.inf
@@ -442,12 +442,12 @@ def keep(until):
     def add(*delays, due_in=0.0):
         each = Kept(*delays)
         kept.append(each)
-        reclaimer.keep(id(each), each, due_at=time.monotonic() + due_in, has_jobs=False)
+        reclaimer.register(id(each), each, due_at=time.monotonic() + due_in, submits_jobs=False)
         return each
 
     yield add
     for each in kept:
-        reclaimer.forget(id(each))
+        reclaimer.unregister(id(each))
 
 
 def test_the_keeper_comes_when_something_is_due_and_not_before(keep, until):
@@ -462,12 +462,12 @@ def test_the_keeper_comes_when_something_is_due_and_not_before(keep, until):
 def test_the_keeper_outlives_a_failure(keep, until, caplog):
     failing = keep(ValueError("on purpose"))
     until(lambda: failing.came)
-    until(lambda: "A connection could not be tended." in caplog.messages)
+    until(lambda: "The reclaimer could not check a connection." in caplog.messages)
     done = threading.Event()
-    reclaimer.later(lambda: 1 / 0)
-    reclaimer.later(done.set)
+    reclaimer.submit(lambda: 1 / 0)
+    reclaimer.submit(done.set)
     assert done.wait(10)
-    assert "A connection could not be given back." in caplog.messages
+    assert "The reclaimer could not give a connection back." in caplog.messages
 
 
 def run_script(script, **environment):

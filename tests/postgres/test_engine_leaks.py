@@ -107,7 +107,7 @@ def test_an_end_is_told_once(guarded, reports, until):
     del dropped
     gc.collect()
     settled = threading.Event()
-    reclaimer.later(settled.set)
+    reclaimer.submit(settled.set)
     assert settled.wait(10)
     assert len(reports()) == 2
 

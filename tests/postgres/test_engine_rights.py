@@ -12,7 +12,7 @@ from django.db.backends.signals import connection_created
 from django.db.backends.utils import CursorWrapper
 
 from conn_guard import pin
-from conn_guard.engine import driver
+from conn_guard.engine import driver, reading
 from tests.postgres.conftest import GUARDED
 
 BROKEN = (OperationalError, InterfaceError)
@@ -122,7 +122,7 @@ def template_string(alias):
         """As a t-string of Python 3.14: neither a str nor something that tells its text."""
 
     alias.query()
-    driver._readers[id(alias.wrapper.connection)](Template())
+    reading._readers[id(alias.wrapper.connection)](Template())
     alias.query(f"SELECT {alias.role}_become()")
 
 
@@ -194,10 +194,10 @@ def unseen(alias, statement):
     """Run *statement* past every cursor that is read."""
     alias.query()
     raw = alias.wrapper.connection
-    reader = driver._readers.pop(id(raw))
+    reader = reading._readers.pop(id(raw))
     with raw.cursor() as cursor:
         cursor.execute(statement)
-    driver._readers[id(raw)] = reader
+    reading._readers[id(raw)] = reader
 
 
 @pytest.mark.parametrize(
