@@ -1,6 +1,4 @@
-"""The engine's documentation: its settings are valid, its code runs and its links lead somewhere."""
-somewhere.
-"""
+"""The engine's pages: their settings are valid, their code runs and their links have targets."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ REFERENCE = "reference/engine.md"
 
 @pytest.fixture
 def named():
-    """What the reference's blocks of code define, all of them run one after the other."""
+    """The names that the reference's code blocks define, run one after the other."""
     names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", (DOCS / REFERENCE).read_text(), re.DOTALL):
         exec(block, names)
