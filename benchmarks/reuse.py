@@ -1,6 +1,6 @@
 """Count the backends that serve 50 requests over persistent connections.
 
-``python -m benchmarks.reuse`` uses gunicorn's sync and gthread workers with CONN_MAX_AGE = 60. There
+``python -m benchmarks.reuse`` uses gunicorn's sync and gthread workers with CONN_MAX_AGE = 60.
 Django alone uses one backend on sync, and at most one for each thread on gthread.
 """
 
