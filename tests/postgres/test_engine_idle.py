@@ -31,16 +31,16 @@ def _limit(settings):
 
 
 @pytest.fixture
-def rests(make_engine, worker):
+def reclaimer_passes(make_engine, worker):
     """Return a function that waits until the reclaimer has checked all due connections twice."""
 
-    def rest():
+    def wait():
         for _ in range(2):
             canary = make_engine(CONN_MAX_AGE=None)
             worker(canary.pid)
             assert canary.becomes(0)
 
-    return rest
+    return wait
 
 
 # Closed
@@ -152,47 +152,49 @@ def test_what_every_connect_does_is_not_state(guarded, worker):
 # Spared
 
 
-def test_a_connection_in_an_atomic_block(guarded, rests):
+def test_a_connection_in_an_atomic_block(guarded, reclaimer_passes):
     with transaction.atomic(using=guarded.name):
         pid = guarded.pid()
-        rests()
+        reclaimer_passes()
         assert guarded.pid() == pid
 
 
-def test_a_connection_in_a_raw_transaction(guarded, rests):
+def test_a_connection_in_a_raw_transaction(guarded, reclaimer_passes):
     guarded.query("BEGIN")
-    rests()
+    reclaimer_passes()
     assert [state for _, state, _ in guarded.sessions()] == ["idle in transaction"]
 
 
-def test_a_connection_with_autocommit_off_between_two_transactions(guarded, rests, table):
+def test_a_connection_with_autocommit_off_between_two_transactions(
+    guarded, reclaimer_passes, table
+):
     insert = f"INSERT INTO {table} (n) VALUES (%s)"
     guarded.wrapper.set_autocommit(False)
     guarded.query(insert, [1])
     guarded.wrapper.commit()
-    rests()
+    reclaimer_passes()
     guarded.query(insert, [2])
     guarded.wrapper.rollback()
     assert guarded.query(f"SELECT n FROM {table}") == [(1,)]
 
 
-def test_a_connection_whose_settings_have_autocommit_off(make_engine, rests):
+def test_a_connection_whose_settings_have_autocommit_off(make_engine, reclaimer_passes):
     alias = make_engine(CONN_MAX_AGE=None, AUTOCOMMIT=False)
     pid = alias.pid()
     alias.wrapper.commit()
-    rests()
+    reclaimer_passes()
     assert alias.pid() == pid
     alias.wrapper.commit()
     alias.wrapper.set_autocommit(True)
-    rests()
+    reclaimer_passes()
     assert alias.pid() == pid
 
 
-def test_a_connection_that_is_about_to_get_a_cursor(guarded, rests, monkeypatch):
+def test_a_connection_that_is_about_to_get_a_cursor(guarded, reclaimer_passes, monkeypatch):
     create_cursor = guarded.wrapper.create_cursor
 
     def create_late(name=None):
-        rests()
+        reclaimer_passes()
         return create_cursor(name)
 
     pid = guarded.pid()
@@ -221,49 +223,49 @@ def test_a_connection_that_is_used_while_the_reclaimer_checks_it(guarded):
     assert guarded.pid() == pid
 
 
-def test_a_connection_with_a_cursor_that_moved_to_another_session(guarded, rests):
+def test_a_connection_with_a_cursor_that_moved_to_another_session(guarded, reclaimer_passes):
     with guarded.wrapper.cursor() as cursor:
         cursor.execute("SELECT 1")
         guarded.end_sessions()
         cursor.execute("SELECT pg_backend_pid()")
         pid = cursor.fetchall()
-        rests()
+        reclaimer_passes()
         cursor.execute("SELECT pg_backend_pid()")
         assert cursor.fetchall() == pid
 
 
-def test_a_connection_with_an_open_cursor(guarded, rests):
+def test_a_connection_with_an_open_cursor(guarded, reclaimer_passes):
     with guarded.wrapper.cursor() as cursor, guarded.wrapper.cursor() as later:
         later.execute("SELECT pg_backend_pid()")
         pid = later.fetchall()
         later.close()
-        rests()
+        reclaimer_passes()
         cursor.execute("SELECT pg_backend_pid()")
         assert cursor.fetchall() == pid
 
 
-def test_a_connection_with_a_server_side_cursor_half_read(guarded, rests):
+def test_a_connection_with_a_server_side_cursor_half_read(guarded, reclaimer_passes):
     with guarded.wrapper.chunked_cursor() as cursor:
         cursor.execute("SELECT * FROM generate_series(1, 5000)")
         assert cursor.fetchmany(2) == [(1,), (2,)]
-        rests()
+        reclaimer_passes()
         assert cursor.fetchmany(2) == [(3,), (4,)]
 
 
-def test_a_connection_that_is_lent(guarded, rests):
+def test_a_connection_that_is_lent(guarded, reclaimer_passes):
     wrapper = guarded.wrapper
     wrapper.inc_thread_sharing()
     pid = guarded.pid()
-    rests()
+    reclaimer_passes()
     assert guarded.sessions() == [(pid, "idle", "SELECT pg_backend_pid()")], "not even asked"
     wrapper.dec_thread_sharing()
 
 
 @pytest.mark.skipif(not is_psycopg3, reason="psycopg 3 has a lock for each connection")
-def test_a_connection_in_use_past_django(guarded, rests):
+def test_a_connection_in_use_past_django(guarded, reclaimer_passes):
     guarded.pid()
     with guarded.wrapper.connection.lock:
-        rests()
+        reclaimer_passes()
         assert len(guarded.sessions()) == 1
     assert guarded.becomes(0)
 
@@ -291,11 +293,13 @@ MARK = "/* conn_guard:holds-state */ SELECT 1"
 
 
 @pytest.mark.parametrize("statement", STATES.values(), ids=STATES)
-def test_a_session_that_holds_state_is_kept_and_says_so(guarded, worker, rests, until, statement):
+def test_a_session_that_holds_state_is_kept_and_says_so(
+    guarded, worker, reclaimer_passes, until, statement
+):
     worker(guarded.query, statement)
     ((pid, _, _),) = guarded.sessions()
     until(lambda: guarded.sessions() == [(pid, "idle", MARK)])
-    rests()
+    reclaimer_passes()
     assert guarded.pids() == {pid}
     run = reap("--application-name", guarded.name, "--idle-for", "0.01s", "--dry-run")
     assert run.sessions[pid]["action"] == "spared"
@@ -327,7 +331,7 @@ def test_a_session_whose_state_is_gone_is_closed(guarded, worker, make, end):
 
 
 def test_a_session_is_asked_once_in_a_period_of_rest_and_again_in_the_next(
-    guarded, worker, rests, until, ask
+    guarded, worker, reclaimer_passes, until, ask
 ):
     def marked_at():
         statement = (
@@ -337,7 +341,7 @@ def test_a_session_is_asked_once_in_a_period_of_rest_and_again_in_the_next(
 
     worker(guarded.query, "LISTEN jobs")
     first = until(marked_at)
-    rests()
+    reclaimer_passes()
     assert marked_at() == first
     worker(guarded.query)
     until(lambda: marked_at() and marked_at() != first)
@@ -345,20 +349,20 @@ def test_a_session_is_asked_once_in_a_period_of_rest_and_again_in_the_next(
     assert guarded.becomes(0)
 
 
-def test_a_pinned_connection_is_kept_and_marked(guarded, rests, until):
+def test_a_pinned_connection_is_kept_and_marked(guarded, reclaimer_passes, until):
     with pin(guarded.name):
         pid = guarded.pid()
         until(lambda: guarded.sessions() == [(pid, "idle", MARK)])
-        rests()
+        reclaimer_passes()
         assert guarded.pid() == pid
     assert guarded.becomes(0)
 
 
-def test_a_question_that_fails_keeps_the_session(guarded, rests, monkeypatch):
+def test_a_question_that_fails_keeps_the_session(guarded, reclaimer_passes, monkeypatch):
     monkeypatch.setattr("conn_guard.engine.state.HELD_STATE", "SELECT 'never' WHERE 1 / 0 = 1")
     pid = guarded.pid()
-    rests_elsewhere = guarded.sessions()[0][2]
-    guarded.until(lambda: guarded.sessions()[0][2] != rests_elsewhere)
+    last_statement = guarded.sessions()[0][2]
+    guarded.until(lambda: guarded.sessions()[0][2] != last_statement)
     assert guarded.pids() == {pid}
 
 

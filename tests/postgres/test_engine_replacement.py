@@ -266,12 +266,12 @@ def test_with_autocommit_switched_off_a_session_is_not_replaced_between_transact
     assert guarded.query(f"SELECT n FROM {table}") == [(1,)]
 
 
-@pytest.mark.parametrize("moment", ["at rest", "in use"])
+@pytest.mark.parametrize("moment", ["idle", "in use"])
 def test_a_raw_transaction_is_not_continued_on_another_session(guarded, table, moment):
     insert = f"INSERT INTO {table} (n) VALUES (%s)"
     guarded.query("BEGIN")
     guarded.query(insert, [1])
-    if moment == "at rest":
+    if moment == "idle":
         guarded.end_sessions()
     else:
         with pytest.raises(BROKEN):

@@ -98,7 +98,7 @@ class GuardedWrapper(_Base):
 
     @property
     def pool(self) -> Any:
-        # Django reads this property twice in each transaction, so the usual case comes first.
+        # Django reads this property twice in each transaction, so the case without a pool is first.
         if not self.settings_dict["OPTIONS"].get("pool") or self.alias == NO_DB_ALIAS:
             return None
         if GuardedWrapper._pools_pid != os.getpid():
@@ -294,7 +294,7 @@ class GuardedWrapper(_Base):
                 return
             super().close_if_unusable_or_obsolete()
 
-    # What the reclaimer calls
+    # Called by the reclaimer
 
     def check_due(self, now: float) -> float:
         """Report or close the connection if that is due at *now*; return when to check next."""
