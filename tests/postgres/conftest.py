@@ -116,6 +116,16 @@ def guarded(make_engine) -> Alias:
     return make_engine(CONN_MAX_AGE=None)
 
 
+@pytest.fixture(params=[0, 60, None, "pool"])
+def alias(request: pytest.FixtureRequest, make_engine: Callable[..., Alias]) -> Alias:
+    """An alias on the engine for each kind of CONN_MAX_AGE, and one with a pool."""
+    from tests.support.engine import pooled
+
+    if request.param == "pool":
+        return pooled(make_engine)  # type: ignore[no-any-return]
+    return make_engine(CONN_MAX_AGE=request.param)
+
+
 @pytest.fixture
 def worker() -> Iterator[Callable[..., Any]]:
     """Run a function in a thread that lives on, as an executor's does, and return its result."""

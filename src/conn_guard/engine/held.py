@@ -1,6 +1,4 @@
-"""Who opened what is held too long: this room holds the report on the logger
-``conn_guard.leaks``.
-"""
+"""The reports of REPORT_HELD_FOR, on the logger ``conn_guard.leaks``."""
 
 from __future__ import annotations
 
@@ -18,16 +16,14 @@ logger = logging.getLogger("conn_guard.leaks")
 
 
 class Opener:
-    """Who opened a connection, recorded when it is opened, and only where REPORT_HELD_FOR asks for
-    it.
-    """
+    """The view and the stack that opened a connection; made only where REPORT_HELD_FOR is set."""
 
     def __init__(self, alias: str, backend_pid: int, held_for_s: float) -> None:
         self.alias = alias
         self.backend_pid = backend_pid
         self.view = scopes.current_view()
-        callers = itertools.dropwhile(_is_machinery, traceback.walk_stack(sys._getframe()))
-        # Without the text of the lines, which is read if the report is ever written.
+        callers = itertools.dropwhile(_is_internal, traceback.walk_stack(sys._getframe()))
+        # The text of the lines is read only if a report is written.
         self.stack = traceback.StackSummary.extract(callers, lookup_lines=False)
         self.opened_at = time.monotonic()
         self.report_at = self.opened_at + held_for_s
@@ -49,7 +45,7 @@ class Opener:
         )
 
     def report_closed(self) -> None:
-        """Tell that the connection was closed after all."""
+        """Log that the reported connection was closed after all."""
         logger.warning(
             "The connection %r to session %d, held too long, was closed after all, after %.1f s.",
             self.alias,
@@ -61,8 +57,8 @@ class Opener:
         return time.monotonic() - self.opened_at
 
 
-_MACHINERY = ("conn_guard.engine", "django.db.backends", "django.utils.asyncio")
+_INTERNAL = ("conn_guard.engine", "django.db.backends", "django.utils.asyncio")
 
 
-def _is_machinery(caller: tuple[FrameType, int]) -> bool:
-    return str(caller[0].f_globals.get("__name__")).startswith(_MACHINERY)
+def _is_internal(caller: tuple[FrameType, int]) -> bool:
+    return str(caller[0].f_globals.get("__name__")).startswith(_INTERNAL)

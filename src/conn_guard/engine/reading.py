@@ -1,0 +1,70 @@
+"""Driver cursors that show each statement to the engine before it runs.
+
+Raw cursors and raw connections of the application use the same cursor class, so the engine sees
+their statements too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+from conn_guard.engine.statements import KEPT_CHARACTERS, Leaves, remember
+
+_readers: dict[int, Callable[[Any], None]] = {}
+"""The reader of each driver connection, by the connection's ``id()``."""
+
+
+class ReadingCursor:
+    """Mixed into a driver's cursor class: shows each statement to the connection's reader."""
+
+    connection: Any
+
+    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        # Not split into functions, because every query pays for each call.
+        if (
+            type(query) is not str
+            or len(query) > KEPT_CHARACTERS
+            or remember(query) is not Leaves.NOTHING
+        ):
+            self._show(query)
+        return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+
+    def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        self._show(query)
+        return super().executemany(query, *args, **kwargs)  # type: ignore[misc]
+
+    def _show(self, query: Any) -> None:
+        reader = _readers.get(id(self.connection))
+        if reader is not None:
+            reader(query)
+
+
+@functools.cache
+def reading_class(cursors: type) -> type:
+    """Return a subclass of the driver's cursor class *cursors* that shows its statements."""
+    reading = type(cursors.__name__, (ReadingCursor, cursors), {})
+    for name in ("stream", "copy") if is_psycopg3 else ("callproc", "copy_expert"):
+        setattr(reading, name, _reading_method(reading, name))
+    return reading
+
+
+def _reading_method(reading: type, name: str) -> Callable[..., Any]:
+    def method(self: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
+        self._show(f"SELECT {query}()" if name == "callproc" else query)
+        return getattr(super(reading, self), name)(query, *args, **kwargs)
+
+    return method
+
+
+def start_reading(raw: Any, reader: Callable[[Any], None]) -> None:
+    """Call *reader* with every statement of the driver connection *raw*, before it runs."""
+    _readers[id(raw)] = reader
+
+
+def stop_reading(raw: Any) -> None:
+    """Show the statements of *raw* no longer."""
+    _readers.pop(id(raw), None)
