@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import sys
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from socketserver import ThreadingMixIn
-from types import FrameType
 from typing import Any
+
+from conn_guard import stacks
 
 GRACE_S = 2.0
 """Seconds to wait for threads that are about to close their connection."""
@@ -22,7 +20,7 @@ class Opened:
     """A connection that a test opened, with its thread and stack; holds only weak references."""
 
     def __init__(self, wrapper: Any) -> None:
-        frames = [frame for frame, _ in traceback.walk_stack(sys._getframe(1))]
+        frames = stacks.callers()
         info = getattr(wrapper.connection, "info", None)
         self.alias: str = wrapper.alias
         self.settings: dict[str, Any] = wrapper.settings_dict
@@ -39,7 +37,7 @@ class Opened:
         self.is_server_thread = any(
             frame.f_code is ThreadingMixIn.process_request_thread.__code__ for frame in frames
         )
-        self.stack = _stack(frames)
+        self.stack = stacks.own_stack(frames)
         self.is_latest = True
 
     def is_leaked(self) -> bool:
@@ -154,35 +152,3 @@ def _weak(referent: Any) -> Callable[[], Any]:
         return weakref.ref(referent)
     except TypeError:
         return lambda: None
-
-
-def _stack(frames: list[FrameType]) -> traceback.StackSummary:
-    """Return the project's own part of *frames*, from the test or the thread to the query.
-
-    *frames* begins with the innermost frame.
-    """
-
-    def is_of(frame: FrameType, packages: set[str]) -> bool:
-        return str(frame.f_globals.get("__name__")).partition(".")[0] in packages
-
-    since_the_test = list(
-        itertools.takewhile(lambda frame: not is_of(frame, {"_pytest", "pluggy"}), frames)
-    )
-    own = [frame for frame in since_the_test if not is_of(frame, _INTERNAL)] or since_the_test
-    stack = traceback.StackSummary.extract(
-        ((frame, frame.f_lineno) for frame in own), lookup_lines=False
-    )
-    stack.reverse()
-    return stack
-
-
-_INTERNAL = {
-    "asgiref",
-    "asyncio",
-    "concurrent",
-    "conn_guard",
-    "contextlib",
-    "django",
-    "pytest_django",
-    "threading",
-}

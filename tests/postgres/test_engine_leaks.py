@@ -18,7 +18,8 @@ from conn_guard.engine import reclaimer
 HELD = re.compile(
     r"The connection '(?P<alias>\w+)' to session (?P<session>\d+) is held for \d+\.\d s by process"
     r" (?P<process>\d+), "
-    r"view (?P<view>[^.]\S*(?: \(\w+\))?)\. It was opened by:\n(?P<stack>.*)",
+    r"view (?P<view>[^.]\S*(?: \(\w+\))?)\. It was opened by:\n(?P<stack>.*)"
+    r"That thread (?P<now>.*)",
     re.DOTALL,
 )
 
@@ -126,3 +127,36 @@ def test_nothing_is_recorded_where_no_report_is_wanted(guarded, settings):
     settings.CONN_GUARD = {}
     guarded.query()
     assert guarded.wrapper.lease.opener is None
+
+
+def test_the_report_shows_where_the_holder_is_now(guarded, reports, until, worker):
+    done = threading.Event()
+
+    def hold():
+        guarded.query()
+        wait_here(done)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    now = HELD.fullmatch(until(reports)[0])["now"]
+    done.set()
+    holder.join()
+    assert now.startswith("is now at:\n")
+    assert "in wait_here\n    done.wait(30)" in now
+
+
+def wait_here(done):
+    done.wait(30)
+
+
+def test_a_report_of_an_ended_thread_says_so(guarded, reports, until):
+    kept = []
+    holder = threading.Thread(target=lambda: kept.append(guarded.wrapper.copy()))
+    holder.start()
+    holder.join()
+    kept[0].inc_thread_sharing()
+    opener = threading.Thread(target=kept[0].ensure_connection)
+    opener.start()
+    opener.join()
+    assert HELD.fullmatch(until(reports)[0])["now"] == "has ended."
+    kept[0].close()

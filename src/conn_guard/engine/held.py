@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
-import sys
+import threading
 import time
-import traceback
-from types import FrameType
 
+from conn_guard import stacks
 from conn_guard.connections import scopes
 
 logger = logging.getLogger("conn_guard.leaks")
@@ -22,26 +20,25 @@ class Opener:
         self.alias = alias
         self.backend_pid = backend_pid
         self.view = scopes.current_view()
-        callers = itertools.dropwhile(_is_internal, traceback.walk_stack(sys._getframe()))
-        # The text of the lines is read only if a report is written.
-        self.stack = traceback.StackSummary.extract(callers, lookup_lines=False)
+        self.ident = threading.get_ident()
+        self.stack = stacks.own_stack(stacks.callers())
         self.opened_at = time.monotonic()
         self.report_at = self.opened_at + held_for_s
         self.reported = False
 
     def report(self) -> None:
-        """Warn that the connection is held too long, with the stack that opened it."""
+        """Warn that the connection is held too long, and show where it was opened and is held."""
         self.reported = True
-        self.stack.reverse()
         logger.warning(
             "The connection %r to session %d is held for %.1f s by process %d, view %s. "
-            "It was opened by:\n%s",
+            "It was opened by:\n%s%s",
             self.alias,
             self.backend_pid,
             self._age(),
             os.getpid(),
             self.view or "unknown",
             "".join(self.stack.format()),
+            stacks.where_is(self.ident).rstrip(),
         )
 
     def report_closed(self) -> None:
@@ -55,10 +52,3 @@ class Opener:
 
     def _age(self) -> float:
         return time.monotonic() - self.opened_at
-
-
-_INTERNAL = ("conn_guard.engine", "django.db.backends", "django.utils.asyncio")
-
-
-def _is_internal(caller: tuple[FrameType, int]) -> bool:
-    return str(caller[0].f_globals.get("__name__")).startswith(_INTERNAL)

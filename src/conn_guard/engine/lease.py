@@ -72,7 +72,7 @@ class Lease:
         """Note the state that the statement *sql* is about to leave in the session."""
         left = self._read(sql)
         self.made_state = self.made_state or left not in (Leaves.NOTHING, Leaves.TRANSACTION)
-        self.made_unlisted_state = self.made_unlisted_state or left is Leaves.UNASKABLE_STATE
+        self.made_unlisted_state = self.made_unlisted_state or left is Leaves.UNLISTED_STATE
         if left not in (Leaves.NOTHING, Leaves.UNKNOWN):
             self.check_after_s = min(self.check_after_s, 0.0)
 

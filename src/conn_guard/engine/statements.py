@@ -16,7 +16,7 @@ class Leaves(Enum):
     TRANSACTION = "transaction"
     """A transaction that only the server knows of, begun by a raw BEGIN."""
     STATE = "state"
-    UNASKABLE_STATE = "unaskable state"
+    UNLISTED_STATE = "unlisted state"
     """A custom setting such as ``app.tenant``, which no query can list."""
 
 
@@ -53,7 +53,7 @@ _STATE = re.compile(
 _BEGIN = re.compile(r"\s*(?:begin|start\s+transaction)\b")
 # SET SESSION AUTHORIZATION changes current_user and session_user alike, so their comparison in
 # HELD_STATE doesn't show it.
-_UNASKABLE_SET = re.compile(r'\s*set\s+(?:session\s+authorization\b|(?:session\s+)?[\w"]+\s*\.)')
+_UNLISTED_SET = re.compile(r'\s*set\s+(?:session\s+authorization\b|(?:session\s+)?[\w"]+\s*\.)')
 # set_config(…, true) is SET LOCAL. Otherwise the setting can be listed only if its name is a plain
 # one in quotes.
 _SET_CONFIG = re.compile(
@@ -70,12 +70,12 @@ def read(sql: str) -> Leaves:
     if text is None:
         return Leaves.STATE
     if "set_config" in text and (call := _SET_CONFIG.search(text)):
-        return Leaves.STATE if call["listed"] else Leaves.UNASKABLE_STATE
+        return Leaves.STATE if call["listed"] else Leaves.UNLISTED_STATE
     statements = text.split(";", _MANY_STATEMENTS)
     if len(statements) >= _MANY_STATEMENTS:
         return Leaves.STATE
-    if any(_UNASKABLE_SET.match(each) for each in statements):
-        return Leaves.UNASKABLE_STATE
+    if any(_UNLISTED_SET.match(each) for each in statements):
+        return Leaves.UNLISTED_STATE
     # pg_advisory_xact_lock doesn't match, because it ends with its transaction.
     if "advisory_lock" in text or any(_STATE.search(each) for each in statements):
         return Leaves.STATE
