@@ -7,6 +7,7 @@ import uuid
 import django
 import pytest
 from django.db import InterfaceError, OperationalError
+from django.db.backends.postgresql.base import Cursor
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.signals import connection_created
 from django.db.backends.utils import CursorWrapper
@@ -238,6 +239,18 @@ def test_a_cursor_factory_that_is_no_class_prevents_replacement(make_engine):
     alias.end_sessions()
     with pytest.raises(BROKEN):
         alias.query()
+
+
+def test_the_class_of_cursors_equals_the_one_that_was_configured(make_engine):
+    class Mine(driver.DatabaseWrapper.Database.extensions.cursor if not is_psycopg3 else Cursor):
+        pass
+
+    alias = make_engine(options={"cursor_factory": Mine})
+    alias.query()
+    assert alias.wrapper.connection.cursor_factory == Mine
+    assert alias.wrapper.connection.cursor_factory != Cursor
+    with alias.wrapper.cursor() as cursor:
+        assert isinstance(cursor.cursor, Mine)
 
 
 def test_an_alias_may_opt_out_of_replacement(make_engine, settings):

@@ -43,10 +43,20 @@ class ReadingCursor:
             reader(query)
 
 
+class _EqualToItsBase(type):
+    """Makes a reading class equal to the driver's class that an application configured."""
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is cls.__mro__[2]
+
+    def __hash__(cls) -> int:
+        return hash(cls.__mro__[2])
+
+
 @functools.cache
 def reading_class(cursors: type) -> type:
     """Return a subclass of the driver's cursor class *cursors* that shows its statements."""
-    reading = type(cursors.__name__, (ReadingCursor, cursors), {})
+    reading = _EqualToItsBase(cursors.__name__, (ReadingCursor, cursors), {})
     for name in ("stream", "copy") if is_psycopg3 else ("callproc", "copy_expert"):
         setattr(reading, name, _reading_method(reading, name))
     return reading
