@@ -1,6 +1,4 @@
-"""What the matrix rests on, without a server: this room holds the tests of its tables and of its
-page.
-"""
+"""The tables and the page of the leak matrix, tested without a server."""
 
 from __future__ import annotations
 

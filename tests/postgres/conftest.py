@@ -1,6 +1,4 @@
-"""Aliases on the engine, and servers of the tests' own: this room holds what the tests of rings 2
-and 3 share.
-"""
+"""Aliases on the engine and servers of the tests' own, for the tests of rings 2 and 3."""
 
 from __future__ import annotations
 
