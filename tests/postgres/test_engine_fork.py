@@ -13,10 +13,11 @@ from pathlib import Path
 
 import django
 import pytest
-from django.db import connections, transaction
+from django.db import InterfaceError, connections, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
 from conn_guard.engine import reclaimer
+from conn_guard.engine.wrapper import GuardedWrapper
 from tools.local_postgres import LocalPostgres
 
 pytestmark = [
@@ -58,6 +59,40 @@ def test_a_child_gets_a_session_of_its_own_and_the_parent_keeps_its_own(guarded)
     child = int(in_child(guarded.pid))
     assert child != parent
     assert guarded.pid() == parent
+
+
+@pytest.mark.parametrize("fork", [os.fork, fork_in_c])
+def test_a_child_whose_parent_changed_its_role_is_told_once(guarded, fork):
+    """Going on silently would give the child the rights of the login role."""
+    guarded.query("SET ROLE pg_monitor")
+
+    def ask_twice():
+        with pytest.raises(InterfaceError, match="Close the connection before the fork"):
+            guarded.query("SELECT current_user")
+        return guarded.query("SELECT current_user")[0][0]
+
+    assert in_child(ask_twice, fork) != "pg_monitor"
+    assert guarded.query("SELECT current_user") == [("pg_monitor",)]
+
+
+def test_a_child_that_closes_first_or_begins_a_request_is_not_told(guarded):
+    guarded.query("SET ROLE pg_monitor")
+    for name in ("close", "close_if_unusable_or_obsolete"):
+        answer = in_child(lambda name=name: (getattr(guarded.wrapper, name)(), guarded.query())[1])
+        assert answer == "[(1,)]"
+
+
+def test_a_subclass_forgets_in_a_child_what_it_set_on_the_parents_session(guarded, monkeypatch):
+    """django-tenants remembers in its wrapper that it has set the search_path."""
+    forgotten = []
+    monkeypatch.setattr(
+        type(guarded.wrapper),
+        "close",
+        lambda self: (forgotten.append(1), GuardedWrapper.close(self)),
+    )
+    guarded.query()
+    assert in_child(lambda: guarded.query() and len(forgotten)) != "0"
+    assert not forgotten
 
 
 @pytest.mark.parametrize("how", ["close", "close_if_unusable_or_obsolete", "drop", "close_all"])

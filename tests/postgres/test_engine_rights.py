@@ -264,6 +264,56 @@ def test_an_alias_may_opt_out_of_replacement(make_engine, settings):
     assert other.query() == [(1,)]
 
 
+class Proxy:
+    """A driver's connection or cursor behind a proxy, as monitoring tools make it."""
+
+    def __init__(self, target):
+        vars(self)["target"] = target
+
+    def __getattr__(self, name):
+        value = getattr(vars(self)["target"], name)
+        return (lambda *args, **named: Proxy(value(*args, **named))) if name == "cursor" else value
+
+    def __setattr__(self, name, value):
+        setattr(vars(self)["target"], name, value)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
+def test_a_statement_behind_a_monitoring_tools_proxy_is_seen(app, monkeypatch):
+    connect = app.wrapper.Database.connect
+    monkeypatch.setattr(
+        app.wrapper.Database, "connect", lambda *args, **named: Proxy(connect(*args, **named))
+    )
+    app.query(f"SET ROLE {app.role}_low")
+    assert isinstance(app.wrapper.connection, Proxy)
+    app.end_sessions()
+    with pytest.raises(BROKEN):
+        app.query("SELECT current_user")
+
+
+def test_the_setup_of_a_subclass_counts_as_state(guarded, monkeypatch):
+    """django-tenants sets its search_path when Django first asks for the server's version."""
+    base = type(guarded.wrapper).__mro__[2]
+    setup = base.init_connection_state
+
+    def init_connection_state(self):
+        setup(self)
+        if self.alias == guarded.name:
+            with self.connection.cursor() as cursor:
+                cursor.execute("SET search_path = tenant_5")
+
+    monkeypatch.setattr(base, "init_connection_state", init_connection_state)
+    guarded.query()
+    guarded.end_sessions()
+    with pytest.raises(BROKEN):
+        guarded.query()
+
+
 # Types
 
 

@@ -53,21 +53,23 @@ class DriverConnection:
         self.reported: list[str | None] = []
         self.registered: object = None
         self.settings_changed = False
-        self.shows_statements = False
+        # None if OPTIONS named a cursor_factory whose statements can't be read.
+        self.read_connection = reading.connection_of_cursors(raw)
 
     def show_statements_to(self, reader: Callable[[Any], None]) -> None:
         """Call *reader* with every statement before it runs, until :meth:`detach`."""
-        reading.start_reading(self.raw, reader)
+        if self.shows_statements:
+            reading.start_reading(self.read_connection, reader)
 
     def note_connected(self) -> None:
         """Record the settings and types of a new connection, for later comparison."""
         self.reported = self._reported()
         self.registered = self._registered()
-        # OPTIONS may name any cursor_factory.
-        factory = self.raw.cursor_factory
-        self.shows_statements = isinstance(factory, type) and issubclass(
-            factory, reading.ReadingCursor
-        )
+
+    @property
+    def shows_statements(self) -> bool:
+        """Whether the engine sees the statements of this connection."""
+        return self.read_connection is not None
 
     def has_settings_as_connected(self) -> bool:
         """Return whether the driver reports the same settings as after connect."""
@@ -111,7 +113,8 @@ class DriverConnection:
 
         A pool may hand the connection to another wrapper.
         """
-        reading.stop_reading(self.raw)
+        if self.shows_statements:
+            reading.stop_reading(self.read_connection)
 
     def give_back(self) -> None:
         """Close the connection, or return it to its pool."""

@@ -45,7 +45,9 @@ class Lease:
         # The used_at of the idle period in which the session was asked for its state.
         self.asked_at_use: float | None = None
         self.made_state = False
+        self.made_known_state = False
         self.made_unlisted_state = False
+        self.made_state_in_setup = False
         self.is_connected = False
         self.state_at_connect: frozenset[str] = frozenset()
         self.replaced = False
@@ -72,9 +74,22 @@ class Lease:
         """Note the state that the statement *sql* is about to leave in the session."""
         left = self._read(sql)
         self.made_state = self.made_state or left not in (Leaves.NOTHING, Leaves.TRANSACTION)
+        if left in (Leaves.STATE, Leaves.UNLISTED_STATE):
+            self.made_known_state = True
         self.made_unlisted_state = self.made_unlisted_state or left is Leaves.UNLISTED_STATE
         if left not in (Leaves.NOTHING, Leaves.UNKNOWN):
             self.check_after_s = min(self.check_after_s, 0.0)
+
+    def note_setup(self, sql: object) -> None:
+        """Note that the statement *sql* of a subclass is about to set up the session.
+
+        A subclass may do so on one connection and not on the next. Django's own statements for the
+        time zone and for ``assume_role`` run on every connection.
+        """
+        text = sql.lower() if isinstance(sql, str) else ""
+        if not text.startswith(("set role ", "select set_config('timezone'")):
+            left = self._read(sql)
+            self.made_state_in_setup |= left not in (Leaves.NOTHING, Leaves.TRANSACTION)
 
     def note_connected(self, **settings: Any) -> None:
         """Note the state of a new session, which any session after it would have as well."""
@@ -83,7 +98,8 @@ class Lease:
         if self.made_state and self.idle_for_s < math.inf and self.raw.autocommit:
             # A receiver of connection_created made state, and only the server can tell which.
             self.state_at_connect = state.held_state(self.raw)
-        self.made_state = self.made_unlisted_state = False
+        self.made_state = self.made_state_in_setup
+        self.made_known_state = self.made_unlisted_state = False
         self.is_connected = True
 
     def holds_state(self, *, pinned: bool) -> bool:

@@ -15,7 +15,7 @@ from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from conn_guard.engine.statements import KEPT_CHARACTERS, Leaves, remember
 
 _readers: dict[int, Callable[[Any], None]] = {}
-"""The reader of each driver connection, by the connection's ``id()``."""
+"""The reader of each driver connection, by the ``id()`` that its cursors know it by."""
 
 
 class ReadingCursor:
@@ -70,11 +70,26 @@ def _reading_method(reading: type, name: str) -> Callable[..., Any]:
     return method
 
 
-def start_reading(raw: Any, reader: Callable[[Any], None]) -> None:
-    """Call *reader* with every statement of the driver connection *raw*, before it runs."""
-    _readers[id(raw)] = reader
+def connection_of_cursors(raw: Any) -> Any:
+    """Return the driver connection that the cursors of *raw* belong to; None if they don't show it.
+
+    Monitoring tools give Django a proxy of the connection, and their cursors run on the real one.
+    """
+    factory = raw.cursor_factory
+    if not isinstance(factory, type) or not issubclass(factory, ReadingCursor):
+        return None
+    try:
+        with raw.cursor() as cursor:
+            return cursor.connection
+    except Exception:  # noqa: BLE001 - a dead connection, or a proxy that hides what is behind it
+        return None
 
 
-def stop_reading(raw: Any) -> None:
-    """Show the statements of *raw* no longer."""
-    _readers.pop(id(raw), None)
+def start_reading(connection: Any, reader: Callable[[Any], None]) -> None:
+    """Call *reader* with every statement on *connection*, before it runs."""
+    _readers[id(connection)] = reader
+
+
+def stop_reading(connection: Any) -> None:
+    """Show the statements on *connection* no longer."""
+    _readers.pop(id(connection), None)

@@ -18,7 +18,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.core import signals
-from django.db import Error, ProgrammingError
+from django.db import Error, InterfaceError, ProgrammingError
 from django.db import connections as django_connections
 from django.db.backends.base.base import NO_DB_ALIAS
 
@@ -54,6 +54,11 @@ else:
 
 logger = logging.getLogger("conn_guard.engine")
 
+_STATE_LEFT_TO_PARENT = (
+    "The session of the parent process may hold another role, a setting or a lock, and this process"
+    " goes on without it. Close the connection before the fork, or call its close() in the child."
+)
+
 # Seconds for which "auto" keeps an unused connection where CONN_MAX_AGE is 0.
 _AUTO_IDLE_S = 60.0
 # With a limit near zero the reclaimer would never sleep.
@@ -74,6 +79,7 @@ class GuardedWrapper(_Base):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn_guard_pins = 0
+        self.state_left_to_parent = False
         self.lock = threading.RLock()
         self.lease: Lease | None = None
         ownership.own_from_birth(self)
@@ -145,10 +151,12 @@ class GuardedWrapper(_Base):
                     raise
 
     def init_connection_state(self) -> None:
+        lease = self.lease
+        if lease is not None:
+            lease.driver_connection.show_statements_to(lease.note_setup)
         super().init_connection_state()
-        # Only from here on: Django's own setup runs on every connection and is no lost state.
-        if self.lease is not None:
-            self.lease.driver_connection.show_statements_to(self.lease.note_statement)
+        if lease is not None:
+            lease.driver_connection.show_statements_to(lease.note_statement)
 
     def _note_connected(self) -> None:
         lease = self.lease
@@ -194,6 +202,9 @@ class GuardedWrapper(_Base):
                 ):
                     self.replace_if_ended()
                 lease.used_at = now
+            if self.state_left_to_parent:
+                self.state_left_to_parent = False
+                raise InterfaceError(_STATE_LEFT_TO_PARENT)
             if self.connection is None and self.in_atomic_block and self.closed_in_transaction:
                 # Django 4.2 doesn't raise this; it would go on outside the transaction.
                 raise ProgrammingError("Cannot open a new connection in an atomic block.")
@@ -278,6 +289,7 @@ class GuardedWrapper(_Base):
         with self.lock:
             if self.lease is not None and self.lease.pid != os.getpid():
                 self.leave_to_parent()
+            self.state_left_to_parent = False
             super().close()
 
     def _close(self) -> None:
@@ -290,6 +302,7 @@ class GuardedWrapper(_Base):
         with self.lock:
             if self.lease is not None and self.lease.pid != os.getpid():
                 self.leave_to_parent()
+            self.state_left_to_parent = False
             if self.connection is None or self.replace_if_ended():
                 return
             super().close_if_unusable_or_obsolete()
@@ -312,6 +325,10 @@ class GuardedWrapper(_Base):
         if lease is not None:
             lease.leave_to_parent()
             self.connection = None
+            # A subclass may remember what it set on the session, and forgets it in its close().
+            with contextlib.suppress(Exception):
+                self.close()
+            self.state_left_to_parent = lease.made_known_state or bool(self.conn_guard_pins)
             if self.in_atomic_block:
                 # The transaction is the parent's too, so the child is in the same position as after
                 # a close() in an atomic block.
