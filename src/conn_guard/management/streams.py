@@ -21,9 +21,7 @@ def output_path(path: object, option: str) -> Path | None:
         return None
     # A symbolic link is followed: the move must replace the file, not the link.
     file = Path(str(path)).resolve()
-    is_writable = (
-        os.access(file, os.W_OK) if _is_special(file) else os.access(file.parent, os.W_OK)
-    )
+    is_writable = os.access(file, os.W_OK) if _is_special(file) else os.access(file.parent, os.W_OK)
     if file.is_dir() or not is_writable:
         raise arguments.wrong(
             f"{option}: {str(path)!r} can't be written: its folder has to exist and be writable."

@@ -206,7 +206,9 @@ def grouped(rows: Iterable[Row], by: Sequence[Field] = DEFAULT_BY) -> list[Group
     for row in rows:
         members.setdefault(tuple(field.of(row) for field in by), []).append(row)
     groups = [Group(dict(zip(by, key, strict=True)), found) for key, found in members.items()]
-    return sorted(groups, key=lambda each: (-len(each), [value or "" for value in each.key.values()]))
+    return sorted(
+        groups, key=lambda each: (-len(each), [value or "" for value in each.key.values()])
+    )
 
 
 def would_end(rows: Iterable[Row]) -> int:
@@ -220,9 +222,7 @@ def spared(rows: Iterable[Row]) -> dict[str, int]:
     return dict(sorted(reasons.items()))
 
 
-def limit_kind(
-    sessions: Sequence[Session], policy: Policy, limits: Limits, fullest: Slots
-) -> str:
+def limit_kind(sessions: Sequence[Session], policy: Policy, limits: Limits, fullest: Slots) -> str:
     """Return which of *limits* is the *fullest*: ``server``, ``role`` or ``database``."""
     for kind, fewer in (
         ("server", Limits(server=limits.server, database=None, roles={})),

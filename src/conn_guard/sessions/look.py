@@ -1,4 +1,4 @@
-"""Looks at the whole server of an alias, on a session of its own; signals none and takes no lock."""
+"""Looks at the whole server of an alias on a session of its own, without signals and locks."""
 
 from __future__ import annotations
 
@@ -135,9 +135,11 @@ class Observer:
         needed = ["pg_read_all_stats"] * hides + [
             right for right in rights if right != "pg_read_all_stats" or not hides
         ]
-        verdicts = {} if refusal else {
-            session.pid: verdict for session, verdict in judge_all(sessions, policy)
-        }
+        verdicts = (
+            {}
+            if refusal
+            else {session.pid: verdict for session, verdict in judge_all(sessions, policy)}
+        )
         return replace(
             snapshot,
             server_version=f"{session.version_num // 10000}.{session.version_num % 10000}",
@@ -162,9 +164,7 @@ class Observer:
         )
 
     def _scope(self, session: OwnSession) -> Policy:
-        policy = replace(
-            self._policy, login_role=session.login_role, database=session.database
-        )
+        policy = replace(self._policy, login_role=session.login_role, database=session.database)
         if session.alias != self.alias and not policy.users:
             # Logged in by another alias: the sessions to judge are still those of this one's role.
             policy = replace(policy, users=(connections.settings[self.alias]["USER"],))

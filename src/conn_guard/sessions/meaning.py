@@ -10,8 +10,8 @@ from datetime import timedelta
 from enum import Enum
 
 from conn_guard.sessions.census import SHORTER
-from conn_guard.sessions.groups import Field, Group, Row, Snapshot, grouped, is_in_transaction
-from conn_guard.sessions.policy import ANY_USER, Policy, matches
+from conn_guard.sessions.groups import Field, Row, Snapshot, grouped, is_in_transaction
+from conn_guard.sessions.policy import Policy, matches
 from conn_guard.sessions.session import CLIENT_BACKEND, OWN_APPLICATIONS, State
 from conn_guard.text import duration, printable, sql_name
 
@@ -148,9 +148,7 @@ def _slots(snapshot: Snapshot, typed: _Typed) -> Iterator[Meaning]:
         yield Meaning(
             kind="slots_full",
             level=Level.ALARM,
-            sentence=(
-                f"All {slots.total} of {limit} are taken, so new connections fail. {ends}"
-            ),
+            sentence=(f"All {slots.total} of {limit} are taken, so new connections fail. {ends}"),
             command=typed.reaper(idle_for=None if freed else _shorter(snapshot)),
         )
     elif slots.percent >= NEARLY_FULL:
@@ -311,8 +309,8 @@ def _hidden(snapshot: Snapshot, typed: _Typed) -> Iterator[Meaning]:
             kind="hidden",
             level=Level.WARNING,
             sentence=(
-                f"The server hides {snapshot.hidden} of {_count(len(snapshot.rows), 'session')} from"
-                f" role {role}: state, client and last statement are unknown for them."
+                f"The server hides {snapshot.hidden} of {_count(len(snapshot.rows), 'session')}"
+                f" from role {role}: state, client and last statement are unknown for them."
             ),
             command="" if snapshot.refusal else snapshot.grant,
         )
@@ -387,7 +385,9 @@ def _poolers(snapshot: Snapshot, typed: _Typed) -> Iterator[Meaning]:
         pairs = {(each.session.user, each.session.database) for each in group.rows}
         is_named = any(matches(each.session, POOLERS) for each in group.rows)
         is_local = client == "::1" or client.startswith("127.")
-        is_excluded = any(client == str(each.network_address) for each in typed.policy.excluded_clients)
+        is_excluded = any(
+            client == str(each.network_address) for each in typed.policy.excluded_clients
+        )
         if (is_named or (len(pairs) >= POOLED_ROLES and not is_local)) and not is_excluded:
             yield Meaning(
                 kind="pooler",
@@ -414,7 +414,7 @@ def _growth(snapshot: Snapshot, earlier: Snapshot, typed: _Typed) -> Iterator[Me
         yield Meaning(
             kind="growth",
             level=Level.NOTE,
-            sentence=f"The number of taken slots {words} in {_duration(timedelta(seconds=seconds))}.",
+            sentence=f"The number of taken slots {words} in {duration(seconds)}.",
         )
         return
     by = (Field.APPLICATION, Field.USER, Field.DATABASE)
@@ -425,7 +425,7 @@ def _growth(snapshot: Snapshot, earlier: Snapshot, typed: _Typed) -> Iterator[Me
     left = max(0, snapshot.slots.total - snapshot.slots.used)
     full = (
         f" At this rate all {snapshot.slots.total} slots are taken in"
-        f" {_duration(timedelta(seconds=seconds * left / more))}."
+        f" {duration(seconds * left / more)}."
         if left
         else ""
     )
@@ -433,7 +433,7 @@ def _growth(snapshot: Snapshot, earlier: Snapshot, typed: _Typed) -> Iterator[Me
         kind="growth",
         level=Level.ALARM if not left or seconds * left / more < 3600 else Level.WARNING,
         sentence=(
-            f"The number of taken slots grew by {more} in {_duration(timedelta(seconds=seconds))},"
+            f"The number of taken slots grew by {more} in {duration(seconds)},"
             f" {60 * more / seconds:.0f} a minute, most of them by {_owner(grown.key)}.{full}"
         ),
         command=typed.reaper(group=grown.key),

@@ -17,24 +17,134 @@ DEEPEST = 8
 """Levels of subqueries that are searched for the first relation."""
 
 ALONE = frozenset(
-    "ABORT ANALYZE BEGIN CALL CHECKPOINT CLOSE CLUSTER COMMENT COMMIT DEALLOCATE DISCARD DO END"
-    " EXECUTE EXPLAIN FETCH GRANT IMPORT LISTEN LOAD MOVE NOTIFY PREPARE REASSIGN REFRESH REINDEX"
-    " RELEASE RESET REVOKE ROLLBACK SAVEPOINT SECURITY SET SHOW START UNLISTEN VACUUM VALUES".split()
+    [
+        "ABORT",
+        "ANALYZE",
+        "BEGIN",
+        "CALL",
+        "CHECKPOINT",
+        "CLOSE",
+        "CLUSTER",
+        "COMMENT",
+        "COMMIT",
+        "DEALLOCATE",
+        "DISCARD",
+        "DO",
+        "END",
+        "EXECUTE",
+        "EXPLAIN",
+        "FETCH",
+        "GRANT",
+        "IMPORT",
+        "LISTEN",
+        "LOAD",
+        "MOVE",
+        "NOTIFY",
+        "PREPARE",
+        "REASSIGN",
+        "REFRESH",
+        "REINDEX",
+        "RELEASE",
+        "RESET",
+        "REVOKE",
+        "ROLLBACK",
+        "SAVEPOINT",
+        "SECURITY",
+        "SET",
+        "SHOW",
+        "START",
+        "UNLISTEN",
+        "VACUUM",
+        "VALUES",
+    ]
 )
 """Verbs that are shown without a name: the words after them may hold a secret."""
 DEFINITIONS = ("ALTER", "CREATE", "DROP")
 KINDS = frozenset(
-    "AGGREGATE CAST COLLATION CONVERSION DATABASE DOMAIN EVENT EXTENSION FOREIGN FUNCTION GROUP"
-    " INDEX LANGUAGE OPERATOR OWNED POLICY PROCEDURE PUBLICATION ROLE ROUTINE RULE SCHEMA SEQUENCE"
-    " SERVER STATISTICS SUBSCRIPTION SYSTEM TABLE TABLESPACE TRANSFORM TRIGGER TYPE USER"
-    " VIEW".split()
+    [
+        "AGGREGATE",
+        "CAST",
+        "COLLATION",
+        "CONVERSION",
+        "DATABASE",
+        "DOMAIN",
+        "EVENT",
+        "EXTENSION",
+        "FOREIGN",
+        "FUNCTION",
+        "GROUP",
+        "INDEX",
+        "LANGUAGE",
+        "OPERATOR",
+        "OWNED",
+        "POLICY",
+        "PROCEDURE",
+        "PUBLICATION",
+        "ROLE",
+        "ROUTINE",
+        "RULE",
+        "SCHEMA",
+        "SEQUENCE",
+        "SERVER",
+        "STATISTICS",
+        "SUBSCRIPTION",
+        "SYSTEM",
+        "TABLE",
+        "TABLESPACE",
+        "TRANSFORM",
+        "TRIGGER",
+        "TYPE",
+        "USER",
+        "VIEW",
+    ]
 )
-BEFORE_KIND = frozenset("GLOBAL LOCAL MATERIALIZED OR REPLACE TEMP TEMPORARY UNIQUE UNLOGGED".split())
-BEFORE_NAME = frozenset("CONCURRENTLY EXISTS IF INTO LATERAL NOT ONLY TABLE".split())
+BEFORE_KIND = frozenset(
+    ["GLOBAL", "LOCAL", "MATERIALIZED", "OR", "REPLACE", "TEMP", "TEMPORARY", "UNIQUE", "UNLOGGED"]
+)
+BEFORE_NAME = frozenset(["CONCURRENTLY", "EXISTS", "IF", "INTO", "LATERAL", "NOT", "ONLY", "TABLE"])
 NO_NAME = frozenset(
-    "ALL AND AS BY CASE CROSS DEFAULT DISTINCT EXCEPT FETCH FOR FROM FULL GROUP HAVING INNER"
-    " INTERSECT IN JOIN LEFT LIMIT NATURAL NULL OFFSET ON OR ORDER RETURNING RIGHT ROWS SELECT SET"
-    " TO UNION USING VALUES WHEN WHERE WINDOW WITH".split()
+    [
+        "ALL",
+        "AND",
+        "AS",
+        "BY",
+        "CASE",
+        "CROSS",
+        "DEFAULT",
+        "DISTINCT",
+        "EXCEPT",
+        "FETCH",
+        "FOR",
+        "FROM",
+        "FULL",
+        "GROUP",
+        "HAVING",
+        "INNER",
+        "INTERSECT",
+        "IN",
+        "JOIN",
+        "LEFT",
+        "LIMIT",
+        "NATURAL",
+        "NULL",
+        "OFFSET",
+        "ON",
+        "OR",
+        "ORDER",
+        "RETURNING",
+        "RIGHT",
+        "ROWS",
+        "SELECT",
+        "SET",
+        "TO",
+        "UNION",
+        "USING",
+        "VALUES",
+        "WHEN",
+        "WHERE",
+        "WINDOW",
+        "WITH",
+    ]
 )
 """Words that can't be an unquoted name; one in its place means that the text wasn't understood."""
 
@@ -213,10 +323,7 @@ def _find(tokens: Sequence[Token], word: str) -> int:
             if depth < 0:  # the end of the subquery that is read
                 return len(tokens)
         elif (
-            not depth
-            and token.kind == "word"
-            and token.text == word
-            and not _is_label(tokens, at)
+            not depth and token.kind == "word" and token.text == word and not _is_label(tokens, at)
         ):
             return at
     return len(tokens)

@@ -57,10 +57,10 @@ svg { display: block; width: 100%; border-radius: .25rem; }
   list-style: none; font-size: .875rem; }
 .legend svg { display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; }
 .meanings { list-style: none; margin: 0; padding: 0; display: grid; gap: .9rem; }
-.meanings li { border-left: .25rem solid var(--note); padding-left: .8rem; overflow-wrap: anywhere; }
-.meanings .alarm { border-color: var(--alarm); } .meanings .warning { border-color: var(--warning); }
-.meanings .level { font-weight: 650; color: var(--note); }
-.meanings .alarm .level { color: var(--alarm); } .meanings .warning .level { color: var(--warning); }
+.meanings li { --level: var(--note); border-left: .25rem solid var(--level); padding-left: .8rem;
+  overflow-wrap: anywhere; }
+.meanings .alarm { --level: var(--alarm); } .meanings .warning { --level: var(--warning); }
+.level { font-weight: 650; color: var(--level); }
 pre { margin: .4rem 0 0; padding: .5rem .7rem; background: var(--code); border: 1px solid
   var(--line); border-radius: .4rem; white-space: pre-wrap; overflow-wrap: anywhere;
   font: .85rem/1.45 ui-monospace, monospace; }
@@ -104,7 +104,7 @@ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 </head>
 <body>
 {body}
-<footer class="soft">Made by <code>conn_report</code> of conn_guard. It signalled no session.</footer>
+<footer class="soft">Made by conn_guard's <code>conn_report</code>, which ends no session.</footer>
 </body>
 </html>
 """
@@ -116,15 +116,11 @@ def render_html(
     """Return a page with each of *looks*, a snapshot and what it means; the same place once."""
     shown = [each for each in looks if each[0].mirror_of is None]
     title = "Connections: " + ", ".join(snapshot.alias for snapshot, _ in shown)
-    body = "\n".join(
-        line for snapshot, found in shown for line in _section(snapshot, found, by)
-    )
+    body = "\n".join(line for snapshot, found in shown for line in _section(snapshot, found, by))
     return _PAGE.format(title=_text(title), style=_STYLE, body=body)
 
 
-def _section(
-    snapshot: Snapshot, meanings: Sequence[Meaning], by: Sequence[Field]
-) -> Iterator[str]:
+def _section(snapshot: Snapshot, meanings: Sequence[Meaning], by: Sequence[Field]) -> Iterator[str]:
     yield "<section>"
     yield f"<h1>{_text(snapshot.alias)} <span class='soft'>{_text(snapshot.address)}</span></h1>"
     if snapshot.failure is not None:
@@ -201,28 +197,37 @@ def _applications(snapshot: Snapshot) -> Iterator[str]:
         yield f'<dd class="number">{len(rows)}</dd>'
     yield '</dl><ul class="legend">'
     for state, colour in seen.items():
-        square = f'<svg viewBox="0 0 1 1" aria-hidden="true"><rect class="{colour}" width="1" height="1"/></svg>'
-        yield f"<li>{square}{_text(state)}</li>"
+        square = f'<rect class="{colour}" width="1" height="1"/>'
+        yield f'<li><svg viewBox="0 0 1 1" aria-hidden="true">{square}</svg>{_text(state)}</li>'
     yield "</ul></div>"
 
 
 def _groups(groups: Sequence[Group], by: Sequence[Field]) -> Iterator[str]:
     last = [] if Field.LAST in by else ["Last"]
-    header = ["Sessions", *(each.value.capitalize() for each in by), *last, "Longest", "Would end", "Spared"]
+    header = [
+        "Sessions",
+        *(each.value.capitalize() for each in by),
+        *last,
+        "Longest",
+        "Would end",
+        "Spared",
+    ]
     numbers = {"Sessions", "Longest", "Would end"}
     yield '<div class="card long"><h2>Groups</h2><table class="groups"><thead><tr>'
     yield "".join(f'<th{_number(each in numbers)} scope="col">{each}</th>' for each in header)
     yield "</tr></thead><tbody>"
     for group in groups:
-        longest = "–" if group.longest is None else duration(max(0.0, group.longest.total_seconds()))
+        longest = (
+            "-" if group.longest is None else duration(max(0.0, group.longest.total_seconds()))
+        )
         reasons = ", ".join(f"{reason.replace('_', ' ')} {n}" for reason, n in group.spared.items())
         cells = [
             str(len(group)),
-            *(group.key[each] or "–" for each in by),
-            *([] if Field.LAST in by else [group.last or "–"]),
+            *(group.key[each] or "-" for each in by),
+            *([] if Field.LAST in by else [group.last or "-"]),
             longest,
             str(group.would_end),
-            reasons or "–",
+            reasons or "-",
         ]
         row = "".join(
             f'<td{_number(name in numbers)} data-label="{name}">{_text(cell)}</td>'

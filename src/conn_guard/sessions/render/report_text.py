@@ -92,7 +92,9 @@ def render_groups(
     for group in groups:
         names = [printable(group.key[each] or "-") for each in fields]
         shape = [] if Field.LAST in by else [group.last or "-"]
-        longest = duration(max(0.0, group.longest.total_seconds())) if group.longest is not None else "-"
+        longest = (
+            duration(max(0.0, group.longest.total_seconds())) if group.longest is not None else "-"
+        )
         rows.append([str(len(group)), *names, *shape, longest, fate(group)])
     widths = _widths(rows, width)
     right = (0, len(header) - 2)
