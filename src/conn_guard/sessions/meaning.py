@@ -67,6 +67,10 @@ def meanings(
     typed = _Typed(snapshot, command)
     found = [each for rule in _RULES for each in rule(snapshot, typed)]
     found += _growth(snapshot, earlier, typed) if earlier else []
+    if not found:
+        slots = snapshot.slots
+        words = f"{slots.used} of {slots.total} slots are taken, and no application looks leaky."
+        found = [Meaning(kind="fine", level=Level.NOTE, sentence=words)]
     order = list(Level)
     return sorted(found, key=lambda each: order.index(each.level))
 
@@ -132,7 +136,7 @@ def literal_glob(name: str) -> str:
 def _slots(snapshot: Snapshot, typed: _Typed) -> Iterator[Meaning]:
     assert snapshot.slots  # noqa: S101 - meanings() has looked
     slots = snapshot.slots
-    bound = "" if slots.exact else "up to "
+    bound = "" if slots.exact else "Up to "
     limit = {
         "server": "the server's slots",
         "role": "the slots that the role's CONNECTION LIMIT allows",
@@ -158,7 +162,7 @@ def _slots(snapshot: Snapshot, typed: _Typed) -> Iterator[Meaning]:
             sentence=(
                 f"{bound}{slots.used} of {slots.total} of {limit} are taken; connections fail"
                 f" after {slots.total - slots.used} more. {ends}"
-            ).capitalize(),
+            ),
             command=typed.reaper(idle_for=None if freed else _shorter(snapshot)),
         )
     elif freed:
@@ -203,8 +207,8 @@ def _leaks(snapshot: Snapshot, typed: _Typed) -> Iterator[Meaning]:
             level=Level.ALARM,
             sentence=(
                 f"{len(group)} sessions of {_owner(group.key)} look like a leak: each was used for"
-                f" at most {_duration(used)} and is idle for {_duration(rests[0])} to"
-                f" {_duration(rests[-1])}; {same} ended with {last}."
+                f" at most {_duration(used)} and is idle for {_span(rests[0], rests[-1])};"
+                f" {same} ended with {last}."
             ),
             command=typed.reaper(group=group.key, idle_for=_threshold(rests, typed.policy)),
         )
@@ -478,6 +482,11 @@ def _owner(key: Mapping[Field, str | None]) -> str:
 
 def _duration(value: timedelta) -> str:
     return duration(max(0.0, value.total_seconds()))
+
+
+def _span(shortest: timedelta, longest: timedelta) -> str:
+    ends = (_duration(shortest), _duration(longest))
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 def _count(number: int, noun: str) -> str:

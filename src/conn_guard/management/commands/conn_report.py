@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -114,7 +114,7 @@ class Command(BaseCommand):
             options["database"], every=options["all_databases"]
         )
         policy = filters.policy(options, settings)
-        self._by = tuple(Field(each) for each in arguments.texts(options["by"])) or DEFAULT_BY
+        self._by = tuple(_fields(options["by"])) or DEFAULT_BY
         self._options = options
         self._output = output_path(options["output"], "--output")
         self._fail_above = arguments.percent(options, "fail_above")
@@ -202,6 +202,7 @@ class Command(BaseCommand):
         if self._output:
             write_file(self._output, text)
         elif self._options["verbosity"] and text:
+            text = f"\n{text}" if earlier and self._options["format"] == "text" else text
             with reader_may_leave(self.stdout) as reader:
                 self.stdout.write(text, ending="")
             return not reader.is_gone
@@ -247,6 +248,15 @@ class Command(BaseCommand):
     def _tell(self, line: str) -> None:
         self.stderr.write(one_line(line))
         self.stderr.flush()
+
+
+def _fields(value: object) -> Iterator[Field]:
+    for each in dict.fromkeys(arguments.texts(value)):
+        try:
+            yield Field(each)
+        except ValueError:
+            names = ", ".join(field.value for field in Field)
+            raise arguments.wrong(f"--by: {each!r} is none of {names}.") from None
 
 
 def _interval(value: object) -> object:

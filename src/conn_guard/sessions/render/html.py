@@ -68,7 +68,7 @@ table { width: 100%; border-collapse: collapse; font-size: .9rem; }
 th { text-align: left; font-size: .75rem; letter-spacing: .04em; text-transform: uppercase;
   color: var(--soft); font-weight: 600; white-space: nowrap; }
 th.number { text-align: right; }
-th, td { padding: .4rem .6rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
+th, td { padding: .4rem 1rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: anywhere; }
 tbody tr:last-child td, tbody tr:last-child th { border-bottom: 0; }
 .settings th { text-transform: none; letter-spacing: 0; font-size: .9rem; font-weight: 400; }
@@ -103,7 +103,9 @@ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <style>{style}</style>
 </head>
 <body>
+<main>
 {body}
+</main>
 <footer class="soft">Made by conn_guard's <code>conn_report</code>, which ends no session.</footer>
 </body>
 </html>

@@ -36,7 +36,9 @@ def render_report(
     width = None if width is None else max(width, NARROWEST)
     groups = grouped(snapshot.rows, by)
     shown = groups if every_group else groups[:GROUPS_SHOWN]
-    lines = [*render_slots(snapshot, width=width), "", *render_groups(shown, by, width=width)]
+    lines = render_slots(snapshot, width=width)
+    if shown:
+        lines += ["", *render_groups(shown, by, width=width)]
     if rest := groups[len(shown) :]:
         sessions = sum(len(each) for each in rest)
         lines.append(f"and {sessions} sessions in {len(rest)} smaller groups: -v 2 shows them")
@@ -55,7 +57,8 @@ def render_report(
 def render_slots(snapshot: Snapshot, *, width: int | None = None) -> list[str]:
     """Return the lines that name the server and show its slots as a bar."""
     address = printable(f"{snapshot.alias} {snapshot.address}".strip())
-    version = f"PostgreSQL {snapshot.server_version}"
+    when = f"  {snapshot.observed_at:%Y-%m-%d %H:%M:%S} UTC" if snapshot.observed_at else ""
+    version = f"PostgreSQL {snapshot.server_version}{when}"
     if width is not None:
         address = cut(address, width - len(version) - 2)
     slots = snapshot.slots or Slots(0, 0, exact=True)
