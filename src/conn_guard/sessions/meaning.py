@@ -280,9 +280,9 @@ def _in_transaction(snapshot: Snapshot, typed: _Typed) -> Iterator[Meaning]:
             level=Level.ALARM if victims else Level.WARNING,
             sentence=(
                 f"{_count(len(group), 'session')} of {_owner(group.key)}"
-                f" {'is' if len(group) == 1 else 'are'} idle in a transaction, the longest for"
-                f" {_duration(longest)}, and {'keeps' if len(group) == 1 else 'keep'} locks and old"
-                f" rows.{blocks}"
+                f" {'is' if len(group) == 1 else 'are'} idle in a transaction"
+                f"{'' if len(group) == 1 else ', the longest'} for {_duration(longest)}, and"
+                f" {'keeps' if len(group) == 1 else 'keep'} locks and old rows.{blocks}"
             ),
             command=typed.reaper(
                 group=group.key,

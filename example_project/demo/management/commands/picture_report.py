@@ -40,7 +40,8 @@ class Command(BaseCommand):
                         self._report(stage, "--format", "html", "--output", str(page))
                         for look in SIZES if options["every_size"] else ["light"]:
                             suffix = "" if look == "light" else f"-{look}"
-                            self._picture(page, options["folder"] / f"conn_report{suffix}.png", look)
+                            picture = options["folder"] / f"conn_report{suffix}.png"
+                            self._picture(page, picture, look)
 
     def _report(self, stage: Stage, *options: str) -> str:
         done = stage.manage("conn_report", "--database", "operator", "--user", stage.role, *options)

@@ -16,7 +16,9 @@ BAR = 30
 """Columns of the bar of the slots."""
 GROUPS_SHOWN = 30
 """Groups in the table; the rest is one line."""
-NARROWEST_CELL = 8
+NARROWEST_CELL = 4
+WEIGHTS = {"APPLICATION": 1.5, "LAST": 1.8}
+"""Columns that keep more of their width than others; people recognise a leak by them."""
 
 _MARKS = {Level.ALARM: "!!", Level.WARNING: "! ", Level.NOTE: "- "}
 
@@ -86,42 +88,40 @@ def slots_bar(slots: Slots, *, width: int = BAR) -> str:
 def render_groups(
     groups: Sequence[Group], by: Sequence[Field] = DEFAULT_BY, *, width: int | None = None
 ) -> list[str]:
-    """Return *groups* as the lines of a table, its last column wrapped at *width*."""
+    """Return *groups* as the lines of a table.
+
+    Where it is wider than *width*, names are cut in the middle, and the reasons to spare sessions
+    stand in a line of their own.
+    """
     # The state stands before the names, where the eye looks for it.
     fields = sorted(by, key=lambda each: each is not Field.STATE)
     last = [] if Field.LAST in by else ["LAST"]
     header = ["SESSIONS", *(each.name for each in fields), *last, "LONGEST", "REAPER"]
-    rows = [header]
-    for group in groups:
-        names = [printable(group.key[each] or "-") for each in fields]
-        shape = [] if Field.LAST in by else [group.last or "-"]
-        longest = (
-            duration(max(0.0, group.longest.total_seconds())) if group.longest is not None else "-"
-        )
-        rows.append([str(len(group)), *names, *shape, longest, fate(group)])
-    widths = _widths(rows, width)
+    rows = [header, *(_cells(each, fields) for each in groups)]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    is_narrow = width is not None and sum(widths) + 2 * (len(widths) - 1) > width
+    if width is not None and is_narrow:
+        for row, group in zip(rows[1:], groups, strict=True):
+            row[-1] = f"ends {group.would_end}" if group.would_end else "-"
+        widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+        _narrow(widths, header, width - 2 * (len(widths) - 1))
     right = (0, len(header) - 2)
     lines = []
-    for row in rows:
-        *cells, reaper = row
-        start = "  ".join(
+    for row, group in zip(rows, [None, *groups], strict=True):
+        cells = (
             each.rjust(size) if at in right else cut(each, size).ljust(size)
-            for at, (each, size) in enumerate(zip(cells, widths, strict=False))
+            for at, (each, size) in enumerate(zip(row, widths, strict=True))
         )
-        pieces = [reaper] if width is None else textwrap.wrap(reaper, widths[-1]) or [""]
-        lines.append(f"{start}  {pieces[0]}".rstrip())
-        lines += [f"{' ' * len(start)}  {piece}" for piece in pieces[1:]]
+        lines.append("  ".join(cells).rstrip())
+        if is_narrow and group and group.spared:
+            lines.append(f"{' ' * 10}spares {_spared(group)}")
     return lines
 
 
 def fate(group: Group) -> str:
     """Return how many sessions of *group* idle_reaper would end, and why it spares others."""
     parts = [f"ends {group.would_end}"] if group.would_end else []
-    if group.spared:
-        reasons = ", ".join(
-            f"{reason.replace('_', ' ')} {count}" for reason, count in group.spared.items()
-        )
-        parts.append(f"spares {sum(group.spared.values())} ({reasons})")
+    parts += [f"spares {_spared(group)}"] if group.spared else []
     return ", ".join(parts) or "-"
 
 
@@ -133,19 +133,26 @@ def cut(text: str, width: int) -> str:
     return f"{text[: width - 1 - left]}…{text[len(text) - left :]}"
 
 
-def _widths(rows: Sequence[Sequence[str]], width: int | None) -> list[int]:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    if width is None:
-        return widths
-    room = width - 2 * (len(widths) - 1)
-    # The numbers are never cut; the widest of the other columns gives first. The last one wraps.
-    flexible = [*range(1, len(widths) - 2), len(widths) - 1]
+def _cells(group: Group, fields: Sequence[Field]) -> list[str]:
+    names = [printable(group.key[each] or "-") for each in fields]
+    shape = [] if Field.LAST in fields else [group.last or "-"]
+    longest = "-" if group.longest is None else duration(max(0, group.longest.total_seconds()))
+    return [str(len(group)), *names, *shape, longest, fate(group)]
+
+
+def _spared(group: Group) -> str:
+    reasons = ", ".join(f"{each.replace('_', ' ')} {n}" for each, n in group.spared.items())
+    return f"{sum(group.spared.values())} ({reasons})"
+
+
+def _narrow(widths: list[int], header: Sequence[str], room: int) -> None:
+    """Make the columns of names narrower until *widths* have *room*."""
+    names = range(1, len(widths) - 2)
     while sum(widths) > room:
-        widest = max(flexible, key=lambda at: widths[at])
-        if widths[widest] <= NARROWEST_CELL:
-            break
-        widths[widest] -= 1
-    return widths
+        at = max(names, key=lambda each: widths[each] / WEIGHTS.get(header[each], 1))
+        if widths[at] <= NARROWEST_CELL:
+            return
+        widths[at] -= 1
 
 
 def _paragraph(mark: str, words: str, command: str, width: int | None) -> list[str]:
