@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
+from fnmatch import fnmatchcase
 
 from conn_guard.sessions.census import SHORTER
 from conn_guard.sessions.groups import Field, Row, Snapshot, grouped, is_in_transaction
@@ -387,7 +388,8 @@ def _poolers(snapshot: Snapshot, typed: _Typed) -> Iterator[Meaning]:
     for group in grouped(rows, (Field.CLIENT,)):
         client = group.key[Field.CLIENT] or ""
         pairs = {(each.session.user, each.session.database) for each in group.rows}
-        is_named = any(matches(each.session, POOLERS) for each in group.rows)
+        names = {each.session.application for each in group.rows}
+        is_named = any(fnmatchcase(name, pooler) for name in names for pooler in POOLERS)
         is_local = client == "::1" or client.startswith("127.")
         is_excluded = any(
             client == str(each.network_address) for each in typed.policy.excluded_clients
