@@ -1,19 +1,20 @@
-"""How often a reaper ends a session that was at work, and how long it takes: this room holds the
-benchmark of ring 3.
+"""Measures how often a reaper ends a session that was executing, and how long the reaper takes.
 
-    python benchmarks/bench_reaper.py race                           # wrong kills and errors that
-    clients see python benchmarks/bench_reaper.py race --sessions 300 --kills 2000 --methods
-    naive,list,ours,command python benchmarks/bench_reaper.py race --methods naive,ours,pgactivity
-    --pgactivity ~/venv/bin/python python benchmarks/bench_reaper.py speed --sessions 100,500,1500
-    # from the start until all have gone
+    python benchmarks/bench_reaper.py race
+    python benchmarks/bench_reaper.py race --sessions 300 --kills 2000 --methods naive,ours,command
+    python benchmarks/bench_reaper.py race --methods ours,pgactivity --pgactivity ~/venv/bin/python
+    python benchmarks/bench_reaper.py speed --sessions 100,500,1500
 
-PG_BINDIR names the server's binaries, so one run is one major. Clients rest for an exponential
-time, send one short statement and rest again: the hazard of waking is the same at every instant, so
-what a method does wrong doesn't depend on when it looks. A hard wrong kill is one where the
-server's log says that the backend was executing when it was ended; an error is one that a client
-saw, hard ones and those whose statement was on the wire when its session was at rest. The methods
-take turns, so that a busy machine disturbs them alike: trust the ratios of one run, not the
-milliseconds."""
+``race`` counts wrong kills and errors at clients; ``speed`` takes the time until all sessions have
+ended. PG_BINDIR names the server's binaries, so each run measures one version.
+
+Clients are idle for an exponential time and send one short statement: they are equally likely to
+wake at every moment, so the result doesn't depend on the moment of the check. A hard wrong kill is
+one where the server's log says that the backend was executing when it was ended. An error is one
+that a client saw: a hard wrong kill, or a statement that was on its way to an idle session. The
+methods take turns, so a busy machine slows all of them: trust the ratios of one run, not its
+milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +72,7 @@ DATABASES = {{"default": {{
 """
 
 Method = Callable[[float], None]
-"""Ends the clients' sessions that have been idle for so many seconds."""
+"""A function that ends the clients' sessions idle for so many seconds."""
 
 
 class Client:
@@ -107,9 +108,7 @@ class Client:
 
 
 def run_clients(port: int, count: int, rest: float, orders: Connection) -> None:
-    """Keep *count* clients busy until told to stop; report the pid of each that was ended, and
-    whether it saw an error.
-    """
+    """Keep *count* clients busy until told to stop; report the pids that were ended, and errors."""
     waiting = selectors.DefaultSelector()
     live: dict[Client, None] = {}
     wakes: list[tuple[float, int, Client]] = []
@@ -180,9 +179,7 @@ def run_clients(port: int, count: int, rest: float, orders: Connection) -> None:
 
 
 def methods(names: list[str], port: int, folder: Path, pgactivity: str | None) -> dict[str, Method]:
-    """Return the methods by name; each that is a program is started afresh for each run, as cron
-    would.
-    """
+    """Return the methods by name; a method that is a program is started for each run."""
     import django
     import psycopg
     from django.conf import settings
@@ -272,9 +269,7 @@ def methods(names: list[str], port: int, folder: Path, pgactivity: str | None) -
 
 @dataclass
 class Tally:
-    """What a method did: sessions that it ended, the hard wrong ones among them, and errors that
-    clients saw.
-    """
+    """The results of a method: ended sessions, hard wrong kills, and errors at clients."""
 
     ended: int = 0
     hard: int = 0
@@ -412,7 +407,7 @@ def _numbers(text: str) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Measure what a reaper does wrong, and how fast it is."
+        description="Measure the wrong kills of a reaper, and its speed."
     )
     parser.add_argument("what", choices=["race", "speed"])
     parser.add_argument(

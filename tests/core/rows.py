@@ -1,4 +1,4 @@
-"""Sessions for the tables of the pure tests: this room holds one that is due, to be varied."""
+"""Sessions for the tables of the pure tests: one that is due, to be varied."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ NOON = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
 
 
 def session(*, idle_for: timedelta | None = timedelta(minutes=15), **fields: Any) -> Session:
-    """Return a session of the application that rests for a quarter of an hour, with *fields*
-    changed.
-    """
+    """Return a session of the application that is idle for 15 minutes, with *fields* changed."""
     name = fields.setdefault("application_name", "shop:server")
     row: dict[str, Any] = {
         "pid": 4711,
@@ -32,7 +30,7 @@ def session(*, idle_for: timedelta | None = timedelta(minutes=15), **fields: Any
 
 
 def hidden(**fields: Any) -> Session:
-    """Return a session as a role sees it that may not look: its names and nothing else."""
+    """Return a session as a role without grants sees it: its names and nothing else."""
     masked = {
         "backend_start": None,
         "backend_type": None,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import polling
+
 if TYPE_CHECKING:
     from tests.postgres.own_server import OwnServer
 
@@ -147,3 +149,45 @@ def server(started) -> Iterator[OwnServer]:
     """The module's own server, cleaned after each test."""
     yield started
     started.clean()
+
+
+@pytest.fixture
+def alive(ask):
+    """Return a function that tells whether a session is still there."""
+    return lambda session: bool(ask("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [session.pid]))
+
+
+@pytest.fixture
+def rested(ask, application_name):
+    """Return a function that waits until the test's sessions are idle for 0.3 s.
+
+    It returns the arguments that reap them.
+    """
+
+    def wait() -> tuple[str, ...]:
+        polling.until(
+            lambda: ask(
+                "SELECT min(clock_timestamp() - coalesce(state_change, backend_start)) > interval"
+                " '0.35 s' FROM pg_stat_activity WHERE application_name LIKE %s",
+                [f"{application_name}%"],
+            )[0][0]
+        )
+        return ("--idle-for", "0.3s", "--application-name", f"{application_name}*")
+
+    return wait
+
+
+@pytest.fixture
+def address():
+    """The address of the test server, for a RawClient."""
+    from django.db import connections
+
+    settings = connections["default"].settings_dict
+    if settings["PASSWORD"]:
+        pytest.skip("a RawClient sends no password")
+    return {
+        "host": settings["HOST"] or "127.0.0.1",
+        "port": int(settings["PORT"] or 5432),
+        "user": settings["USER"],
+        "database": settings["NAME"],
+    }

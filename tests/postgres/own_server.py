@@ -1,6 +1,4 @@
-"""A server that a test may fill, stop and hand out roles on: this room holds it, its sessions, and
-aliases that lead to it.
-"""
+"""A server of a test's own, its sessions, and aliases that lead to it."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ REAPERS = (
 
 
 class OwnServer:
-    """A running server with an observer of ours on it, who is its superuser."""
+    """A running server with a session of its superuser's that observes it."""
 
     def __init__(self, server: LocalPostgres) -> None:
         self.server = server
@@ -51,9 +49,7 @@ class OwnServer:
         return session
 
     def rested(self, *sessions: Any) -> tuple[str, ...]:
-        """Wait until *sessions* have been at rest for longer than IDLE_FOR, and return what to reap
-        them by.
-        """
+        """Wait until *sessions* are idle for IDLE_FOR; return the arguments to reap them."""
         age = (
             "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s) AND clock_timestamp() -"
             " state_change > interval '0.12 s' AND wait_event = 'ClientRead'"
@@ -72,9 +68,7 @@ class OwnServer:
 
     @contextmanager
     def alias(self, name: str = "own", **changes: object) -> Iterator[dict[str, Any]]:
-        """Let *name* be an alias that leads here, as the role app unless *changes* says
-        otherwise.
-        """
+        """Let *name* be an alias of this server, with the role app unless *changes* has another."""
         settings = {
             **connections.settings["default"],
             "ENGINE": "django.db.backends.postgresql",
@@ -170,9 +164,7 @@ class Process(subprocess.Popen[str]):
     """A running command."""
 
     def end(self, signum: int = 0) -> tuple[int, list[dict[str, Any]], str]:
-        """Signal it where a number is given; return its exit code, its JSON lines and its
-        errors.
-        """
+        """Send *signum* if given; return the exit code, the JSON lines and stderr."""
         if signum:
             self.send_signal(signum)
         stdout, stderr = self.communicate(timeout=45)
@@ -181,7 +173,7 @@ class Process(subprocess.Popen[str]):
 
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    """Let the server's process *pid* answer nobody for the block, not even a signal."""
+    """Stop the server's process *pid* for the block, so that it reacts to no signal."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -221,7 +213,7 @@ class Proxy:
                 each.close()
 
     def refuse(self) -> None:
-        """From now on, hang up on whoever comes."""
+        """From now on, close each new connection at once."""
         self._refuses = True
 
     def _accept(self) -> None:

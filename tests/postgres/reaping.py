@@ -1,6 +1,4 @@
-"""Runs of the reaper as tests see them: this room holds the command, what it printed, and clients
-with odd manners.
-"""
+"""Runs of the command as values, and a client that leaves things undone."""
 
 from __future__ import annotations
 
@@ -61,9 +59,7 @@ def reap(*arguments: str, **options: object) -> Run:
 
 
 class RawClient:
-    """A client that speaks PostgreSQL's protocol by hand, so that it can leave things undone that
-    drivers finish.
-    """
+    """A client that writes PostgreSQL's protocol itself, and can leave out what drivers send."""
 
     def __init__(self, host: str, port: int, *, receive_buffer: int = 0, **parameters: str) -> None:
         self.socket = socket.socket()

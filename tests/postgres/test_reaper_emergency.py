@@ -1,6 +1,4 @@
-"""Every slot is taken: who still gets in, who gets in later, and what is said to whoever
-doesn't.
-"""
+"""Every slot is taken: which role gets in, which gets in later, and the advice for the others."""
 
 from __future__ import annotations
 
@@ -13,8 +11,10 @@ from django.core.management import call_command
 from django.db.backends.postgresql.base import Database
 
 from conn_guard.sessions.policy import Policy
-from conn_guard.sessions.reaper import Orders, Reaper, Stop
+from conn_guard.sessions.reaper import Reaper, RunOptions
+from conn_guard.sessions.refused import LIMIT, NO_SUPERUSER, RESERVE
 from conn_guard.sessions.report import Exit
+from conn_guard.sessions.stop import Stop
 from tests.polling import until
 from tests.postgres.own_server import own_server
 from tests.postgres.reaping import reap
@@ -25,14 +25,7 @@ ROLES = {
     "reaper": "LOGIN",
     "boss": "LOGIN SUPERUSER",
 }
-NO_SUPERUSER = "make the application's role NOSUPERUSER, for no limit binds a superuser"
-RESERVE = (
-    "set reserved_connections and GRANT pg_use_reserved_connections to a role of the reaper's own"
-)
-LIMIT = (
-    "set a CONNECTION LIMIT on the application's roles, or let idle_reaper --every keep its one"
-    " session open"
-)
+HOURLY = Policy(idle_for=timedelta(hours=1))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +60,7 @@ def fill(server):
 @pytest.fixture
 def impatient(monkeypatch):
     """Let a log-in be tried again for a moment, not for half a minute."""
-    monkeypatch.setattr("conn_guard.sessions.reaper.CONNECT_FOR", timedelta(seconds=0.3))
+    monkeypatch.setattr("conn_guard.sessions.login.LOG_IN_FOR", timedelta(seconds=0.3))
 
 
 @pytest.mark.usefixtures("impatient")
@@ -79,15 +72,68 @@ def test_the_applications_own_role_stays_outside_and_is_told_what_would_help(ser
     assert run.error.startswith("own: can't connect: ")
     assert "remaining connection slots are reserved" in run.error
     assert "\n" not in run.error
-    # From 16 on the server's own words tell its version; before, the reaper never learned it.
-    cure = (
-        f"{RESERVE}."
-        if server.major >= 16
-        else f"{NO_SUPERUSER}; from PostgreSQL 16 on, {RESERVE}; on 14 and 15, {LIMIT}."
-    )
-    assert run.error.endswith(f"if every slot is taken: {cure}")
+    # PostgreSQL 16 and later name a role of theirs; before, the reaper can't tell the reason.
+    if server.major >= 16:
+        assert " role. Every slot is taken. Now: run idle_reaper --user app with" in run.error
+        assert f" To prevent it: {RESERVE}. More: " in run.error
+    else:
+        assert ". Check HOST, PORT, USER and PASSWORD. If every slot is taken, now: " in run.error
+    (threshold, at_once) = run.stderr.splitlines()
+    assert threshold.startswith("The threshold is ")
+    assert at_once.startswith("own: can't log in yet, trying for 0.3 s: ")
+    assert "remaining connection slots are reserved" in at_once
     assert (run.sessions, run.summaries) == ({}, {})
     assert all(server.alive(session) for session in sessions)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_verbosity_0_tells_the_failure_alone(server, fill):
+    fill()
+    with server.alias():
+        run = reap("--database", "own", verbosity=0)
+    assert (run.exit_code, run.stderr) == (5, "")
+
+
+@pytest.mark.parametrize("user", ["", "app"])
+def test_an_alias_of_another_role_gets_in_and_the_same_sessions_are_judged(server, fill, user):
+    others = [server.session("limited")]
+    sessions = fill()
+    arguments = server.rested(*sessions, *others)
+    named = ("--user", user) if user else ()
+    with server.alias(), server.alias("boss", USER="boss"):
+        run = reap(*arguments, *named)
+        assert (run.exit_code, run.summary["gone"]) == (0, len(sessions))
+        assert {run.fate(session) for session in sessions} == {("signalled", None)}
+        assert "own: logged in by alias 'boss'; the scope stays the same\n" in run.stderr
+        assert server.alive(others[0])
+
+
+def test_an_alias_that_stood_in_for_another_is_still_reaped_itself(server, fill):
+    sessions = [server.session("boss")]
+    sessions += fill()
+    arguments = server.rested(*sessions)
+    with server.alias(), server.alias("boss", USER="boss"):
+        run = reap(*arguments, "--database", "boss")
+    assert run.exit_code == 0
+    assert set(run.summaries) == {"own", "boss"}
+    assert {run.fate(session) for session in sessions} == {("signalled", None)}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_no_other_alias_than_of_the_same_place_and_another_role_stands_in(server, fill):
+    fill()
+    with (
+        server.alias(),
+        server.alias("same", USER="app"),
+        server.alias("other database", USER="boss", NAME="template1"),
+        server.alias("other way", USER="boss", HOST="localhost"),
+        server.alias("nameless", USER="boss", OPTIONS={"service": "nowhere"}),
+    ):
+        run = reap("--database", "own")
+        assert run.exit_code == 5
+        assert "logged in by" not in run.stderr
+        assert "run idle_reaper --database 'other database' --user app --any-database" in run.error
+        assert "other way" not in run.error
 
 
 def test_a_superuser_gets_in_through_its_reserve(server, fill):
@@ -100,9 +146,7 @@ def test_a_superuser_gets_in_through_its_reserve(server, fill):
 
 
 def test_sessions_in_the_reserve_are_told_apart_from_those_within_the_limit(server, fill):
-    """The observer came before the doors closed, so the application has one less and the
-    superuser's reaper is beyond.
-    """
+    """The observer has a slot of the limit, and the superuser's reaper is beyond it."""
     sessions = fill()
     assert len(sessions) == 12 - 3 - (2 if server.major >= 16 else 0) - 1
     total, stdout = len(sessions) + 1, io.StringIO()
@@ -184,11 +228,13 @@ def test_a_refused_log_in_is_tried_again_at_uneven_times_and_not_for_ever(
         def sleep(self, seconds):
             pauses.append(seconds)
 
-    monkeypatch.setattr("conn_guard.sessions.reaper.CONNECT_FOR", timedelta(seconds=0.5))
+    monkeypatch.setattr("conn_guard.sessions.login.LOG_IN_FOR", timedelta(seconds=0.5))
     fill()
     with (
         server.alias(),
-        Reaper("own", Policy(idle_for=timedelta(hours=1)), Orders(), stop=Impatient()) as reaper,
+        Reaper(
+            "own", Policy(idle_for=timedelta(hours=1)), RunOptions(), stop=Impatient()
+        ) as reaper,
     ):
         report = reaper.reap()
     assert report.failed_with is Exit.UNREACHABLE
@@ -197,10 +243,29 @@ def test_a_refused_log_in_is_tried_again_at_uneven_times_and_not_for_ever(
     assert all(0.1 <= pause <= 0.5 for pause in pauses)
 
 
+@pytest.mark.usefixtures("impatient")
+def test_with_every_a_login_that_keeps_failing_is_told_in_the_first_round_only(server, fill):
+    told = []
+    options = RunOptions(repeats=True)
+    with server.alias(), Reaper("own", HOURLY, options, tell=told.append) as reaper:
+        sessions = fill()
+        for _ in range(2):
+            assert reaper.reap().failed_with is Exit.UNREACHABLE
+        assert len(told) == 1
+        sessions[0].close()
+        until(lambda: reaper.reap().failure is None)
+        server.ask("SELECT pg_terminate_backend(%s)", server.reapers())
+        until(lambda: not server.reapers())
+        server.session()
+        assert "own session ended" in reaper.reap().failure
+        assert "can't connect" in reaper.reap().failure
+        assert len(told) == 2
+
+
 def test_one_that_stays_keeps_its_slot_and_needs_no_other(server, fill):
     with (
         server.alias(),
-        Reaper("own", Policy(idle_for=timedelta(seconds=0.1)), Orders(stays=True)) as reaper,
+        Reaper("own", Policy(idle_for=timedelta(seconds=0.1)), RunOptions(repeats=True)) as reaper,
     ):
         assert reaper.reap().failure is None
         (own,) = server.reapers()
@@ -220,7 +285,7 @@ def test_one_that_stays_keeps_its_slot_and_needs_no_other(server, fill):
 def test_one_that_lost_its_slot_knows_what_would_help_on_this_server(server, fill, user):
     with (
         server.alias(USER=user),
-        Reaper("own", Policy(idle_for=timedelta(hours=1)), Orders(stays=True)) as reaper,
+        Reaper("own", HOURLY, RunOptions(repeats=True)) as reaper,
     ):
         assert reaper.reap().failure is None
         (own,) = server.reapers()
@@ -232,6 +297,6 @@ def test_one_that_lost_its_slot_knows_what_would_help_on_this_server(server, fil
         report = reaper.reap()
         assert report.failed_with is Exit.UNREACHABLE
         cure = NO_SUPERUSER if user == "boss" else RESERVE if server.major >= 16 else LIMIT
-        assert report.failure.endswith(f"if every slot is taken: {cure}.")
+        assert f" To prevent it: {cure}. More: " in report.failure
         sessions[0].close()
         until(lambda: reaper.reap().failure is None)

@@ -1,6 +1,4 @@
-"""What goes wrong in the middle of a run: nobody ends who should live, no session of ours stays,
-the report is true.
-"""
+"""Faults in the middle of a run: no wrong session ends, none of ours stays, the report is true."""
 
 from __future__ import annotations
 
@@ -13,10 +11,11 @@ import pytest
 from django.db import connections
 from django.db.backends.postgresql.base import Database
 
+from conn_guard.sessions.login import SET_UP, OwnSession
 from conn_guard.sessions.policy import Policy
-from conn_guard.sessions.reaper import Orders, Reaper
+from conn_guard.sessions.reaper import Reaper, RunOptions
 from conn_guard.sessions.report import Action, Exit
-from conn_guard.sessions.server import PREPARE, Server
+from conn_guard.sessions.server import SIGNAL, Server
 from tests.polling import until
 from tests.postgres.own_server import Proxy, frozen, own_server
 from tests.postgres.reaping import reap
@@ -37,35 +36,23 @@ def started(django_db_blocker):
 
 @pytest.fixture
 def before_signal(monkeypatch):
-    """Return a function that lets something happen just before the reaper sends its signal of that
-    number.
-    """
+    """Return a function that calls another just before the signal of a given number."""
 
     def arrange(number, happens):
         send, count = Server.signal, itertools.count(1)
 
-        def happens_and_send(self, sessions):
+        def happens_and_send(self, session):
             if next(count) == number:
                 happens(self)
-            return send(self, sessions)
+            return send(self, session)
 
         monkeypatch.setattr(Server, "signal", happens_and_send)
-        one_a_message(monkeypatch)
 
     return arrange
 
 
-def one_a_message(monkeypatch):
-    """Let a signal share its message with no other, so that what happens to the message happens to
-    one session.
-    """
-    monkeypatch.setattr("conn_guard.sessions.reaper.SIGNALS_A_MESSAGE", 1)
-
-
 def rest(server, count):
-    """Open *count* sessions, the first of which rests for longest, and return them with what to
-    reap them by.
-    """
+    """Open *count* idle sessions, the longest idle first, and return the arguments to reap them."""
     sessions = [server.session() for _ in range(count)]
     return sessions, server.rested(*sessions)
 
@@ -100,7 +87,7 @@ def test_a_server_that_goes_in_the_middle_of_a_run(server, before_signal, monkey
         }
         assert sums == {"signalled": 1, "failed": 1, "gone": None, "survivors": None, "exit": 5}
         monkeypatch.undo()
-        # Also while it recovers: whoever comes too early is tried again.
+        # Also while the server recovers: a login that comes too early is tried again.
         assert reap(*arguments).exit_code == 0
         sessions, arguments = rest(server, 1)
         assert reap(*arguments).fate(sessions[0]) == ("signalled", None)
@@ -130,7 +117,7 @@ def test_staying_outlives_a_restart_of_the_server(server, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["signal", "still_there"])
-def test_a_connection_that_is_cut_ends_nobody_else(server, monkeypatch, method):
+def test_a_connection_that_is_cut_ends_no_other_session(server, monkeypatch, method):
     sessions, arguments = rest(server, 3)
     whole, count = getattr(Server, method), itertools.count(1)
     with Proxy(server.server.host, server.server.port) as proxy, server.alias(PORT=str(proxy.port)):
@@ -141,7 +128,6 @@ def test_a_connection_that_is_cut_ends_nobody_else(server, monkeypatch, method):
             return whole(self, *args)
 
         monkeypatch.setattr(Server, method, cut_and_go_on)
-        one_a_message(monkeypatch)
         run = reap(*arguments)
     assert run.exit_code == 5
     until(lambda: not server.reapers())
@@ -156,9 +142,9 @@ def test_a_connection_that_is_cut_ends_nobody_else(server, monkeypatch, method):
     until(lambda: not server.alive(sessions[0]))
 
 
-def test_a_way_that_hangs_up_on_whoever_comes_is_no_connection(server, monkeypatch):
+def test_a_proxy_that_closes_each_connection_at_once_is_exit_5(server, monkeypatch):
     (session,), arguments = rest(server, 1)
-    monkeypatch.setattr("conn_guard.sessions.reaper.CONNECT_FOR", timedelta(seconds=0.2))
+    monkeypatch.setattr("conn_guard.sessions.login.LOG_IN_FOR", timedelta(seconds=0.2))
     with Proxy(server.server.host, server.server.port) as proxy, server.alias(PORT=str(proxy.port)):
         proxy.refuse()
         run = reap(*arguments)
@@ -182,16 +168,15 @@ def test_a_reaper_that_is_itself_terminated_says_so(server, before_signal):
 
 def test_a_signal_that_takes_too_long_is_a_failure_and_the_rest_go_on(server, monkeypatch):
     sessions, arguments = rest(server, 3)
-    run_statement = Server._run
+    run_statement, count = OwnSession.value, itertools.count(1)
 
     def overrun(self, statement, parameters=None):
-        if parameters and "2:" in parameters:
+        if statement == SIGNAL and next(count) == 2:
             statement = f"SELECT pg_sleep(10); {statement}"
         return run_statement(self, statement, parameters)
 
-    one_a_message(monkeypatch)
-    monkeypatch.setattr(Server, "_run", overrun)
-    monkeypatch.setattr("conn_guard.sessions.server.PREPARE", PREPARE.replace("'10s'", "'1s'"))
+    monkeypatch.setattr(OwnSession, "value", overrun)
+    monkeypatch.setattr("conn_guard.sessions.login.SET_UP", SET_UP.replace("'10s'", "'1s'"))
     with server.alias():
         run = reap(*arguments)
     fates = [run.fate(session) for session in sessions]
@@ -200,11 +185,11 @@ def test_a_signal_that_takes_too_long_is_a_failure_and_the_rest_go_on(server, mo
     assert server.alive(sessions[1])
 
 
-def test_a_catalogue_that_somebody_locked_ends_the_run_and_nobody_else(server, monkeypatch):
+def test_a_locked_catalogue_ends_the_run_and_no_session(server, monkeypatch):
     (session,), _ = rest(server, 1)
-    monkeypatch.setattr("conn_guard.sessions.server.PREPARE", PREPARE.replace("'5s'", "'100ms'"))
+    monkeypatch.setattr("conn_guard.sessions.login.SET_UP", SET_UP.replace("'5s'", "'100ms'"))
     policy = Policy(idle_for=timedelta(seconds=0.1))
-    with server.alias(), Reaper("own", policy, Orders(stays=True)) as reaper:
+    with server.alias(), Reaper("own", policy, RunOptions(repeats=True)) as reaper:
         reaper.scope()
         server.ask("BEGIN")
         server.ask("LOCK TABLE pg_authid IN ACCESS EXCLUSIVE MODE")
@@ -245,7 +230,7 @@ datetime.datetime = Shifted
     assert 0 < seen[session.pid]["idle_seconds"] < 600
 
 
-# Signals, and processes that answer nobody
+# Signals, and processes that don't answer
 
 
 def test_a_session_that_does_not_leave_is_a_survivor(server):
@@ -308,10 +293,8 @@ def test_sigkill_leaves_neither_session_nor_lock(server, tmp_path):
         assert reap(*server.rested(session)).fate(session) == ("signalled", None)
 
 
-def test_a_server_that_answers_no_more_holds_nobody_for_ever(server, tmp_path):
-    """The second SIGTERM ends the command; psycopg2 hears neither while it waits, so that it takes
-    SIGKILL.
-    """
+def test_a_server_that_answers_no_more_can_be_left_by_a_second_signal(server, tmp_path):
+    """The second SIGTERM ends the command; psycopg2 handles none while it waits: use SIGKILL."""
     (first, second), _ = rest(server, 2)
     with (
         frozen(first.pid),
@@ -355,9 +338,7 @@ def test_many_sessions(server):
 
 
 def test_a_prepared_transaction_outlives_the_session_that_prepared_it(server):
-    """It belongs to nobody any more, and what it locked it keeps: no session is spared for it, and
-    none can end it.
-    """
+    """It keeps its locks and belongs to no session: none is spared for it, none can end it."""
     server.ask("CREATE TABLE paid (amount int)")
     server.ask("GRANT ALL ON paid TO app")
     try:
@@ -401,9 +382,7 @@ def test_the_sessions_of_a_pool_are_reaped_and_the_reapers_is_none_of_them(serve
 
 
 def _open_pool():
-    """Open the application's pool where this Django and this driver have one, and return whether
-    they do.
-    """
+    """Open the application's pool and return True; False if this Django or driver has none."""
     if not hasattr(connections["own"], "pool") or not hasattr(Database, "Connection"):
         return False
     pytest.importorskip("psycopg_pool")

@@ -1,6 +1,4 @@
-"""The reaper's how-to pages: their commands, SQL and files are run as they stand, on a project and
-a server like theirs.
-"""
+"""The reaper's how-to pages: their commands, SQL and files are run as they stand."""
 
 from __future__ import annotations
 
@@ -12,7 +10,6 @@ import shutil
 import struct
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,10 +17,10 @@ from django.core.management import CommandError
 
 from tests import programs
 from tests.polling import until
+from tests.postgres.howto import HOW_TO, blocks, here, lines, statements
 from tests.postgres.own_server import own_server
 from tests.postgres.reaping import RawClient
 
-HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
 PAGES = (
     "make-a-reaper-role",
     "no-slot-left",
@@ -44,46 +41,6 @@ DATABASES = {{"default": {{**ADDRESS, "HOST": "127.0.0.1", "PORT": "{port}", "NA
 """
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page: its language, what stands behind it, its text, and the paragraph
-    before it.
-    """
-
-    language: str
-    note: str
-    text: str
-    before: str
-
-
-def blocks(page, language="", note=None):
-    """Return the blocks of a page, of one language and with one note where they are given."""
-    text = (HOW_TO / f"{page}.md").read_text(encoding="utf-8")
-    found = re.finditer(
-        r"(?P<before>[^\n]*)\n\n```(?P<language>\S+) ?(?P<note>\S*)\n(?P<text>.*?)\n```",
-        text,
-        re.DOTALL,
-    )
-    all_blocks = [
-        Block(each["language"], each["note"], each["text"], each["before"]) for each in found
-    ]
-    assert len(all_blocks) == text.count("\n```") // 2, (
-        "every block has a language and a line before it"
-    )
-    return [
-        each for each in all_blocks if language in ("", each.language) and note in (None, each.note)
-    ]
-
-
-def statements(*found):
-    return [
-        statement
-        for block in found
-        for statement in re.split(r";\s*(?:\n|$)", block.text)
-        if statement.strip()
-    ]
-
-
 @pytest.fixture(scope="module")
 def server(django_db_blocker):
     roles = {"shop": "LOGIN"}
@@ -101,9 +58,7 @@ def server(django_db_blocker):
 
 @pytest.fixture
 def shop(server, tmp_path, monkeypatch):
-    """The project of the pages, in a folder that stands for /srv/shop; return a function that runs
-    a line of the shell.
-    """
+    """Return a function that runs a line of the shell in the project of the pages."""
     (alias,) = blocks("make-a-reaper-role", "python")
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "__init__.py").touch()
@@ -142,22 +97,6 @@ def shop(server, tmp_path, monkeypatch):
     run.folder, run.environ = tmp_path, environ
     yield run
     server.clean()
-
-
-def here(line, folder):
-    """Return *line* with the folders of the pages replaced."""
-    return line.replace("/srv/shop", str(folder)).replace(
-        "/var/lib/node_exporter", str(folder / "textfile")
-    )
-
-
-def lines(page, language="sh", note=""):
-    return [
-        line
-        for block in blocks(page, language, note)
-        for line in block.text.splitlines()
-        if line.strip()
-    ]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -283,7 +222,7 @@ def test_units_are_what_systemd_takes(shop, name, tmp_path):
     folder = tmp_path / "units"
     folder.mkdir()
     for each, text in units().items():
-        # The user is none of this machine's.
+        # This machine lacks the user.
         (folder / each).write_text(here(text, shop.folder).replace("User=shop", "User=root"))
     parsed = configparser.ConfigParser(interpolation=None, delimiters="=")
     parsed.optionxform = str
@@ -307,9 +246,7 @@ def test_the_services_run_what_they_start(server, shop):
 
 
 def run_until_it_works(server, shop, command):
-    """Run a command that stays, end it when it has its lock, and return how much memory it needed,
-    in bytes.
-    """
+    """Run a repeating command until it has its lock, and return its memory in bytes."""
     process = subprocess.Popen(
         command, cwd=shop.folder, env=shop.environ, stdout=subprocess.DEVNULL
     )
@@ -427,7 +364,7 @@ def test_rq_knows_the_job_and_when(jobs):
 # SQL
 
 
-def test_the_superusers_statement_ends_those_at_rest_and_nobody_else(server):
+def test_the_superusers_statement_ends_idle_sessions_alone(server):
     psql = server.server.bin / "psql"
     if not psql.exists():
         pytest.skip("these binaries come without psql")
@@ -450,6 +387,27 @@ def test_the_superusers_statement_ends_those_at_rest_and_nobody_else(server):
     until(lambda: not server.alive(resting))
     assert server.alive(busy)
     assert server.alive(elsewhere)
+    server.clean()
+
+
+def test_a_process_that_ps_shows_as_idle_ends_by_its_pid_alone(server):
+    if shutil.which("ps") is None:
+        pytest.skip("ps is not installed")
+    (block,) = blocks("no-slot-left", "sh", "host")
+    find, end = block.text.splitlines()
+    idle, busy = server.session("shop", dbname="shop"), server.session("shop", dbname="shop")
+    busy.execute("BEGIN")
+    server.rested(idle)
+
+    def found():
+        done = subprocess.run(find, shell=True, capture_output=True, text=True, check=False)
+        return {int(line.split()[0]) for line in done.stdout.splitlines()}
+
+    assert idle.pid in found()
+    assert busy.pid not in found()
+    subprocess.run(end.replace("4711", str(idle.pid)), shell=True, check=True)
+    until(lambda: not server.alive(idle))
+    assert server.alive(busy)
     server.clean()
 
 

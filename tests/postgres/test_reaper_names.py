@@ -1,6 +1,4 @@
-"""Names that people and programs give: application names, databases and stamps, matched, reported
-and printed safely.
-"""
+"""Application names, databases and stamps: matched, reported and printed safely."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ DATABASES = ['we"ird db', "two\nlines", "\x1b[31mred\x07", "%s 'x' \\", "😀" *
 
 
 def _shown(server, session):
-    """Return the name that the server shows, which replaces what isn't ASCII and cuts at 63
-    bytes.
-    """
+    """Return the name as the server shows it: without non-ASCII characters, cut at 63 bytes."""
     return server.ask(
         "SELECT application_name FROM pg_stat_activity WHERE pid = %s", [session.pid]
     )[0][0]

@@ -1,6 +1,4 @@
-"""A pooler between the reaper and the server: refused before a word is said, and its server
-connections spared.
-"""
+"""A pooler between the reaper and the server: it is refused, and its sessions are spared."""
 
 from __future__ import annotations
 
@@ -68,7 +66,7 @@ def test_a_pooler_is_refused_before_anything_else_is_said(server, pooler, mode):
         " 'session'}."
     )
     assert (run.sessions, run.summaries) == ({}, {})
-    # What the pooler's session was told last is the question that the refusal rests on.
+    # The last statement on the pooler's session is the check for a pooler.
     assert {query for query, _ in server.ask(LAST_WORDS, [[session.pid]])} == {
         "SELECT pg_catalog.pg_backend_pid()"
     }
@@ -93,8 +91,7 @@ def test_a_pooler_in_session_mode_serves_where_the_project_says_so(server, poole
         with server.alias(**through.settings):
             run = reap(*server.rested(session))
             assert (run.exit_code, run.fate(session)) == (0, ("signalled", None))
-        # The pooler keeps its session, which must keep nothing of ours that would stand in
-        # somebody's way.
+        # The pooler keeps its session, which must keep neither our lock nor our settings.
         until(lambda: server.ask(LOCKS) == [])
     client = server.session(host=through.host, port=through.port)
     assert client.execute("SHOW statement_timeout") == [("0",)]

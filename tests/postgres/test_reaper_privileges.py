@@ -1,4 +1,4 @@
-"""What the reaper sees and may do as which role, on a server whose roles are made for it."""
+"""The rights of the reaper's role: which sessions it sees and may signal."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def started(django_db_blocker):
 
 @pytest.fixture
 def reaper_role(server):
-    """Return a function that gives a role of the reaper's own for a block, and an alias that logs
-    in as it.
-    """
+    """Return a function that makes a reaper's role for a block, and an alias of that role."""
 
     @contextmanager
     def make(*grants: str, attributes: str = "LOGIN"):
@@ -85,7 +83,7 @@ def test_a_member_of_the_applications_role_needs_no_other_grant(server, reaper_r
     ids=str,
 )
 @pytest.mark.parametrize("dry_run", [False, True])
-def test_a_role_that_lacks_a_right_ends_nobody_and_names_the_grant_that_cures_it(
+def test_a_role_that_lacks_a_right_ends_no_session_and_names_the_grant_that_cures_it(
     server, reaper_role, grants, missing, dry_run
 ):
     session = server.session()
@@ -138,9 +136,7 @@ def test_a_right_that_the_role_does_not_inherit_is_none_and_the_printed_sql_lets
 
 
 def test_a_grant_that_is_not_inherited_is_cured_by_one_that_is(server, reaper_role):
-    """From PostgreSQL 16 on each grant has its own word on that, and a second GRANT without it
-    changes nothing.
-    """
+    """From PostgreSQL 16 on each grant has its own INHERIT, which a second plain GRANT keeps."""
     if server.major < 16:
         pytest.skip("GRANT ... WITH INHERIT came with PostgreSQL 16")
     session = server.session()
@@ -230,10 +226,8 @@ def test_an_application_that_is_superuser_reaps_its_own_and_no_other_superuser(s
     assert server.alive(other)
 
 
-def test_whom_a_role_need_not_see_it_need_not_read(server, reaper_role):
-    """Hidden sessions that a name spares blind nobody; a network can't be judged on a hidden row,
-    so it doesn't help.
-    """
+def test_hidden_sessions_that_a_name_spares_are_no_fault(server, reaper_role):
+    """A hidden session spared by name is no fault; a network can't be judged on a hidden row."""
     admin, named = (
         server.session(application_name="psql"),
         server.session(application_name="keep-me"),
@@ -251,17 +245,13 @@ def test_whom_a_role_need_not_see_it_need_not_read(server, reaper_role):
 
 @pytest.fixture
 def role_setting(server):
-    """Return a function that sets something for the role app, in force from the next log-in until
-    the test ends.
-    """
+    """Return a function that sets a default of the role app until the test ends."""
     yield lambda setting: server.ask(f"ALTER ROLE app SET {setting}")
     server.ask("ALTER ROLE app RESET ALL")
 
 
 def test_a_login_role_that_becomes_another_is_judged_as_who_logged_in(server, role_setting):
-    """Such a session is somebody else before its first statement, and would see its own role's
-    sessions masked.
-    """
+    """Such a session has another role before its first statement, which hides its own sessions."""
     session = server.session()
     server.ask("GRANT billing TO app")
     role_setting("role = billing")
@@ -295,7 +285,7 @@ def test_what_a_role_is_set_to_changes_nothing(server, role_setting, setting):
     assert (run.exit_code, run.fate(session), run.summary["gone"]) == (0, ("signalled", None), 1)
 
 
-def test_no_function_of_somebody_elses_stands_before_the_catalogues(server, role_setting):
+def test_a_users_function_never_replaces_the_catalogues(server, role_setting):
     server.ask("CREATE SCHEMA trap")
     server.ask("CREATE TABLE trap.sprung (what text)")
     for name, arguments, result in (

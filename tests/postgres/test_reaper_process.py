@@ -1,6 +1,4 @@
-"""The command as cron and systemd run it: a process of its own, its exit code, its two streams and
-its signals.
-"""
+"""The command as cron and systemd run it: exit code, streams and signals of a process."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from datetime import timedelta
 import pytest
 from django.db import connections
 
-from conn_guard.sessions.reaper import CONNECT_FOR
+from conn_guard.sessions.login import LOG_IN_FOR
 from tests.polling import until
 from tests.programs import free_port
 
@@ -42,9 +40,7 @@ class Process(subprocess.Popen[str]):
 
 @pytest.fixture
 def start(tmp_path) -> Iterator[Callable[..., Process]]:
-    """Return a function that starts the command on the test database, with changes to its alias and
-    its CONN_GUARD.
-    """
+    """Return a function that starts the command, with changes to its alias and its CONN_GUARD."""
     running: list[Process] = []
     known = connections["default"].settings_dict
 
@@ -144,7 +140,7 @@ def test_a_run_from_the_command_line(start, session_factory, application_name, a
             ["--metrics-file", "/nowhere/reaper.prom"],
             (
                 "--metrics-file: '/nowhere/reaper.prom' can't be written: its folder has to exist"
-                " and be ours."
+                " and be writable."
             ),
         ),
         (["--database", "two\nlines"], "There is no alias 'two\\nlines' in DATABASES."),
@@ -175,9 +171,9 @@ def test_a_wrong_setting_is_one_line_and_exit_2(start, conn_guard, line):
 
 
 def test_an_unreachable_server_is_tried_for_a_while_and_then_exit_5(start):
-    assert timedelta(seconds=30) == CONNECT_FOR
+    assert timedelta(seconds=30) == LOG_IN_FOR
     shorter = (
-        "import datetime; from conn_guard.sessions import reaper; reaper.CONNECT_FOR ="
+        "import datetime; from conn_guard.sessions import login; login.LOG_IN_FOR ="
         " datetime.timedelta(seconds=3)"
     )
     began = time.monotonic()
@@ -186,9 +182,11 @@ def test_an_unreachable_server_is_tried_for_a_while_and_then_exit_5(start):
     ).end()
     assert (exit_code, stdout) == (5, "")
     assert time.monotonic() - began >= 3
-    assert stderr.startswith("CommandError: default: can't connect: ")
-    assert "pg_use_reserved_connections" in stderr
-    assert stderr.count("\n") == 1
+    at_once, failure = stderr.splitlines()
+    assert at_once.startswith("default: can't log in yet, trying for 3 s: ")
+    assert failure.startswith("CommandError: default: can't connect: ")
+    assert " Check HOST, PORT, USER and PASSWORD. If every slot is taken, now: " in failure
+    assert "pg_use_reserved_connections" in failure
     assert "s3cret" not in stderr
 
 
@@ -202,7 +200,7 @@ def test_an_address_where_a_name_belongs_is_not_repeated(start, name):
     assert stderr.count("\n") == 1
 
 
-def test_an_option_that_nobody_knows_is_exit_2(start):
+def test_an_unknown_option_of_the_driver_is_exit_2(start):
     exit_code, _, stderr = start(OPTIONS={"statement_timeout": 5}).end()
     assert exit_code == 2
     assert "statement_timeout" in stderr
@@ -210,17 +208,17 @@ def test_an_option_that_nobody_knows_is_exit_2(start):
 
 @pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_one_shot_with_its_number(start, signum, exit_code):
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        nobody.settimeout(30)
-        process = start(HOST="127.0.0.1", PORT=str(nobody.getsockname()[1]))
-        # It listens for signals before it connects, and tries again where nobody answers.
-        nobody.accept()[0].close()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(30)
+        process = start(HOST="127.0.0.1", PORT=str(silent.getsockname()[1]))
+        # It handles signals before it connects, and tries again.
+        silent.accept()[0].close()
     ended = process.end(signum)
     assert ended[:2] == (exit_code, "")
-    assert (
-        ended[2]
-        == f"CommandError: default: stopped by {signal.Signals(signum).name} after 0 signals.\n"
-    )
+    at_once, failure = ended[2].splitlines()
+    assert at_once.startswith("default: can't log in yet, trying for 30 s: ")
+    name = signal.Signals(signum).name
+    assert failure == f"CommandError: default: stopped by {name} after 0 signals."
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -303,4 +301,4 @@ def test_help_says_that_it_terminates_and_names_every_option_of_the_page(start):
     assert (exit_code, stderr) == (0, "")
     text = " ".join(stdout.split())
     assert "Terminates the sessions of the alias's own role and database" in text
-    assert "--dry-run shows them and signals nobody" in text
+    assert "--dry-run shows them and signals none" in text

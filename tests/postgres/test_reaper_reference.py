@@ -13,7 +13,7 @@ from django.core.management import BaseCommand, call_command, load_command_class
 from conn_guard.sessions.policy import Verdict
 from conn_guard.sessions.render.metrics import render_metrics
 from conn_guard.sessions.report import Action, Exit, Status
-from tests.core.test_reports import REPORT
+from tests.core.test_report import REPORT
 from tests.postgres.reaping import reap
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
@@ -28,9 +28,7 @@ def blocks(language):
 
 
 def first_cells(heading):
-    """Return the codes in the first cell of each row of the table below a heading or a heading of a
-    table.
-    """
+    """Return the codes in the first cell of each row of the table that follows *heading*."""
     table = PAGE.split(heading, 1)[1].split("|---", 1)[1].split("\n\n", 1)[0]
     return [
         code
@@ -43,8 +41,7 @@ def first_cells(heading):
 def test_each_command_of_the_page_runs(line, session_factory, application_name, capsys):
     program, script, name, *arguments = shlex.split(line)
     assert (program, script, name) == ("python", "manage.py", "idle_reaper")
-    # What runs beside this test is nobody's business: its sessions are younger than any threshold
-    # of the page.
+    # Sessions of tests beside this one are younger than any threshold of the page.
     call_command(name, *arguments)
     assert capsys.readouterr().out
 
@@ -67,7 +64,7 @@ def test_the_table_of_options_is_the_parsers():
 
 def test_the_tables_of_reasons_and_fields_are_the_codes(session_factory):
     spared = [verdict.value for verdict in Verdict if verdict.spares]
-    assert sorted(first_cells("## Whom it spares")) == sorted(spared)
+    assert sorted(first_cells("## Which sessions it spares")) == sorted(spared)
     session, summary = (json.loads(line) for line in blocks("json")[0].splitlines())
     assert {"event", *first_cells("| field of `session` |")} == set(session)
     assert {"event", "alias", *first_cells("| field of `summary` |")} == set(summary)

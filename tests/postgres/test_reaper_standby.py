@@ -1,4 +1,4 @@
-"""A standby is a server like any other, and one in recovery is tried again until it answers."""
+"""A standby is reaped like any server, and a login during recovery is tried again."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ def primary(django_db_blocker):
 
 @pytest.fixture(scope="module")
 def base_backup(primary):
-    """Return a function that fills a cluster's folder with a copy of the primary that follows
-    it.
-    """
+    """Return a function that fills a cluster's folder with a standby of the primary."""
 
     def fill(cluster):
         shutil.rmtree(cluster, ignore_errors=True)
@@ -72,9 +70,7 @@ def standby(primary, base_backup):
 
 
 def _programs(server):
-    """Return the folder of the programs that run *server*: a copy, where its user can't reach the
-    original.
-    """
+    """Return the folder of the programs that run *server*, which may be a copy."""
     options = (server.log.parent / "cluster" / "postmaster.opts").read_text()
     return server.bin.__class__(options.partition(' "')[0].strip('"')).parent
 
@@ -133,7 +129,7 @@ def test_a_primary_and_its_replica_are_two_places(primary, standby):
 
 @contextmanager
 def _closed_standby(primary, base_backup):
-    """Give the port of a standby that lets nobody in."""
+    """Give the port of a standby that refuses every login."""
 
     def configure(folder, port):
         account = unprivileged()
@@ -154,10 +150,8 @@ def _closed_standby(primary, base_backup):
         yield port
 
 
-def test_a_server_in_recovery_that_lets_nobody_in_is_no_connection(
-    primary, base_backup, monkeypatch
-):
-    monkeypatch.setattr("conn_guard.sessions.reaper.CONNECT_FOR", timedelta(seconds=0.3))
+def test_a_server_in_recovery_that_refuses_logins_is_exit_5(primary, base_backup, monkeypatch):
+    monkeypatch.setattr("conn_guard.sessions.login.LOG_IN_FOR", timedelta(seconds=0.3))
     with _closed_standby(primary, base_backup) as port, primary.alias(PORT=str(port)):
         run = reap("--database", "own")
         assert run.exit_code == 5

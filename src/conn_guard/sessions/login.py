@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, InterfaceError, OperationalError, connections
@@ -29,7 +29,7 @@ LOG_IN_FOR = timedelta(seconds=30)
 
 # libpq reports the backend pid received at login; a pooler reports a made-up one. Where the two
 # differ, a SET or a lock of ours would stay on a session that the pooler gives to other clients.
-BACKEND_PID = "SELECT pg_catalog.pg_backend_pid() AS backend_pid"
+BACKEND_PID = "SELECT pg_catalog.pg_backend_pid()"
 
 # search_path: our statements must call the catalogue's functions, never a user's of the same name.
 # role: ALTER ROLE ... SET role would hide the login role's own sessions. Timeouts: a reaper that
@@ -89,6 +89,7 @@ _OUR_OPTIONS = {
 }
 
 
+T = TypeVar("T")
 Parameters = Mapping[str, Any] | Sequence[Any] | None
 
 
@@ -148,6 +149,7 @@ class OwnSession:
         """
         self.alias = alias
         self.connection = _connect(alias, application_name)
+        self._cursor: Any = None
         self._is_pooled = False
         try:
             self._refuse_pooler(pooled=pooled)
@@ -177,17 +179,28 @@ class OwnSession:
         """Run *statement* and return its only row by column name."""
         return self.rows(statement, parameters)[0]
 
+    def value(self, statement: str, parameters: Parameters = None) -> Any:
+        """Run *statement* and return the only column of its first row; None if it has no rows."""
+        row = self._run(statement, parameters, lambda cursor: cursor.fetchone())
+        return None if row is None else row[0]
+
     def rows(self, statement: str, parameters: Parameters = None) -> list[dict[str, Any]]:
-        """Run *statement* and return its rows by column name.
+        """Run *statement* and return its rows by column name."""
+        return self._run(statement, parameters, named_rows)
+
+    def _run(self, statement: str, parameters: Parameters, fetch: Callable[[Any], T]) -> T:
+        """Run *statement* and fetch its result.
 
         Raises LostError if our session ended, and else Django's database errors.
         """
         if self.connection.connection is None:
             raise LostError("the session was closed")
         try:
-            with self.connection.cursor() as cursor:
-                cursor.execute(statement, parameters)
-                return named_rows(cursor)
+            # One cursor for all statements: making one takes as long as a signal's round trip.
+            if self._cursor is None:
+                self._cursor = self.connection.cursor()
+            self._cursor.execute(statement, parameters)
+            return fetch(self._cursor)
         except Error as error:
             if self.connection.connection is None or self.connection.connection.closed:
                 raise LostError(str(error)) from error
@@ -206,7 +219,7 @@ class OwnSession:
             logger.debug("Our own session could not be closed.", exc_info=True)
 
     def _refuse_pooler(self, *, pooled: bool) -> None:
-        on_server = self.row(BACKEND_PID)["backend_pid"]
+        on_server = self.value(BACKEND_PID)
         is_pooled = self.connection.connection.info.backend_pid != on_server
         if is_pooled and not pooled:
             raise PooledError
@@ -214,7 +227,7 @@ class OwnSession:
 
     def _system_identifier(self) -> int | None:
         try:
-            return int(self.row(SYSTEM_IDENTIFIER)["system_identifier"])
+            return int(self.value(SYSTEM_IDENTIFIER))
         except Error:
             return None
 
@@ -283,10 +296,7 @@ def log_in(
             seconds = f"{LOG_IN_FOR.total_seconds():g}"
             tell(f"{alias}: can't log in yet, trying for {seconds} s: {said}")
             if (session := _by_another_role(alias, application_name)) is not None:
-                user = connections.settings[alias]["USER"]
-                tell(
-                    f"{alias}: logged in by the alias {session.alias!r}, to judge {user}'s sessions"
-                )
+                tell(f"{alias}: logged in by alias {session.alias!r}; the scope stays the same")
                 return session
         if stop.signum is not None or time.monotonic() >= until:
             cures = advice(

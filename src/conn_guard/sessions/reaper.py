@@ -155,7 +155,7 @@ class Reaper:
         report = replace(report, outcomes=[_not_signalled(*each) for each in judged])
         # With --every the numbers of such a note would differ each round.
         if not report.candidates and not self._options.repeats:
-            notes = note_none_due(sessions, policy, at_most)
+            notes = [f"{self.alias}: {note}" for note in note_none_due(sessions, policy, at_most)]
             report = replace(report, notes=[*report.notes, *notes])
         return self._act(server, report, judged, at_most)
 

@@ -184,7 +184,7 @@ class Server:
             _microseconds(session.state_change),
             session.state.value if session.state else None,
         )
-        return any(row["signalled"] for row in self.session.rows(SIGNAL, parameters))
+        return bool(self.session.value(SIGNAL, parameters))
 
     def still_there(self, sessions: Iterable[Session]) -> list[Session]:
         """Return those of *sessions* that have not ended yet."""

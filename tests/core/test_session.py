@@ -76,7 +76,7 @@ def test_a_state_is_named_as_the_server_names_it():
     assert State.named(None) is None
 
 
-def test_time_in_a_state_is_the_servers_and_nobody_elses():
+def test_time_in_a_state_is_on_the_servers_clock():
     session = Session(
         pid=1,
         backend_start=NOON,

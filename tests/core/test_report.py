@@ -122,6 +122,42 @@ def test_every_session_at_rest_for_long_enough_is_a_candidate_but_our_own():
     assert REPORT.signalled + REPORT.failed + sum(REPORT.spared.values()) - 1 == REPORT.candidates
 
 
+def test_idle_counts_clients_sessions_in_that_state_and_neither_walsenders_nor_reapers():
+    rows = [
+        session(idle_for=timedelta(seconds=124)),
+        session(idle_for=timedelta(seconds=5)),
+        session(backend_type="walsender", idle_for=timedelta(days=9)),
+        session(application_name="conn_guard:idle_reaper", idle_for=timedelta(days=9)),
+        session(is_self=True, idle_for=timedelta(days=9)),
+        session(state=State.IDLE_IN_TRANSACTION, idle_for=timedelta(days=9)),
+    ]
+    report = replace(REPORT, outcomes=[Outcome(each, Action.NOT_DUE, "too_young") for each in rows])
+    assert (report.idle, report.longest_idle_seconds, report.candidates) == (2, 124.0, 0)
+    assert "  idle 2 (longest 2m04s)  due 0  " in render_line(report)
+    summary = json.loads(render_json(report)[-1])
+    assert (summary["idle"], summary["longest_idle_seconds"]) == (2, 124.0)
+
+
+def test_idle_is_0_without_a_longest_and_unknown_where_nothing_was_listed():
+    assert "  idle 0  due 0  " in render_line(replace(REPORT, outcomes=[]))
+    (summary,) = map(json.loads, render_json(Report(alias="a", status=Status.ALREADY_RUNNING)))
+    assert (summary["idle"], summary["longest_idle_seconds"]) == (None, None)
+
+
+def test_metrics_of_a_dry_run_are_those_of_the_server_and_keep_the_earlier_success():
+    text = render_metrics([DRY], now=1_800_000_000.5, earlier={"default": 1_700_000_000.0})
+    names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    assert names == {
+        "conn_guard_server_sessions",
+        "conn_guard_server_oldest_idle_seconds",
+        "conn_guard_server_slots_usable",
+        "conn_guard_server_slots_used",
+        "conn_guard_server_sessions_hidden",
+        "conn_guard_reaper_last_success_timestamp_seconds",
+    }
+    assert parse_last_success(text) == {"default": 1_700_000_000.0}
+
+
 @pytest.mark.parametrize(
     ("report", "part"),
     [
@@ -131,7 +167,7 @@ def test_every_session_at_rest_for_long_enough_is_a_candidate_but_our_own():
         ),
         (
             replace(DRY, dry_run=False, status=Status.BELOW_THRESHOLD),
-            "  below --when-above  idle 2  would signal 2  ",
+            "  below --when-above  idle 2 (longest 1d02h)  due 2  would signal 2  ",
         ),
         (replace(REPORT, gone=None, survivors=None), "  gone ?  survivors ?  "),
         (replace(REPORT, slots=Slots(97, 97, exact=True)), "  slots 97/97 (100%)  "),
@@ -260,4 +296,4 @@ def test_names_are_quoted_where_sql_needs_it(name, sql):
 def test_advice_is_sql_that_can_be_run_as_it_is(policy, statements):
     advice = render_advice(policy)
     assert [line for line in advice if not line.startswith("--")] == statements
-    assert re.search("spares nobody", "\n".join(advice))
+    assert re.search("no session is spared", "\n".join(advice))

@@ -1,0 +1,54 @@
+"""The advice for a login that failed, by what is known of the server and the role."""
+
+from __future__ import annotations
+
+import pytest
+
+from conn_guard.sessions.refused import LIMIT, NO_SUPERUSER, RESERVE, advice
+
+RESERVED = (
+    "FATAL: remaining connection slots are reserved for roles with privileges of the"
+    ' "pg_use_reserved_connections" role'
+)
+REFUSED = "connection refused"
+
+
+def test_a_server_without_slots_gets_what_helps_at_once_before_what_prevents_it():
+    assert advice(RESERVED, role="shop", aliases=[], version_num=None, is_superuser=None) == (
+        "Every slot is taken. Now: run idle_reaper --user shop with the superuser's DATABASE_URL;"
+        " or kill -TERM one backend that ps shows as idle on the database's host; or restart one"
+        f" worker of the application. To prevent it: {RESERVE}. More: docs/how-to/no-slot-left.md"
+    )
+
+
+def test_an_unknown_reason_gets_the_settings_to_check_first():
+    text = advice(REFUSED, role="shop", aliases=[], version_num=None, is_superuser=None)
+    assert text.startswith(
+        "Check HOST, PORT, USER and PASSWORD. If every slot is taken, now: run idle_reaper --user"
+    )
+
+
+def test_another_alias_of_the_server_is_named_first():
+    text = advice(RESERVED, role="Shop 1", aliases=["bo ss"], version_num=None, is_superuser=None)
+    assert "Now: run idle_reaper --database 'bo ss' --user 'Shop 1' --any-database; or run" in text
+
+
+def test_without_a_known_role_a_place_for_it_is_left():
+    text = advice(RESERVED, role="", aliases=[], version_num=None, is_superuser=None)
+    assert "idle_reaper --user ROLE with" in text
+
+
+@pytest.mark.parametrize(
+    ("said", "version_num", "is_superuser", "cure"),
+    [
+        (REFUSED, None, None, f"{NO_SUPERUSER}; from PostgreSQL 16 on, {RESERVE}; on 14 and 15"),
+        (RESERVED, None, None, RESERVE),
+        (REFUSED, 150000, False, LIMIT),
+        (REFUSED, 160000, False, RESERVE),
+        (REFUSED, 180000, True, NO_SUPERUSER),
+    ],
+)
+def test_the_cure_is_that_of_the_servers_version_and_role(said, version_num, is_superuser, cure):
+    text = advice(said, role="a", aliases=[], version_num=version_num, is_superuser=is_superuser)
+    assert f" To prevent it: {cure}" in text
+    assert ("the superuser's DATABASE_URL" in text) is not bool(is_superuser)
