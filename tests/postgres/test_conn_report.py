@@ -219,6 +219,35 @@ def test_the_last_statements_show_their_shape_and_no_more(server):
     assert by_last.group(last="SELECT stock", client="127.0.0.1")["sessions"] == 4
 
 
+def test_a_statement_in_another_encoding_has_a_shape(server):
+    server.ask("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    try:
+        session = server.session(dbname="latin", application_name="latin")
+        session.execute("SET client_encoding = 'LATIN1'")
+        session.execute("SELECT '\u00e9' FROM pg_class -- \u00e9 listen")
+        with server.alias():
+            told = report(*server.rested(session), "--any-database")
+        session.close()
+    finally:
+        until(lambda: not server.ask("SELECT 1 FROM pg_stat_activity WHERE datname = 'latin'"))
+        server.ask("DROP DATABASE latin")
+    assert told.group(application="latin")["last"] == "SELECT pg_class"
+
+
+def test_a_server_that_does_not_tell_who_waits_is_reported_all_the_same(server, monkeypatch):
+    monkeypatch.setattr("conn_guard.sessions.look.BLOCKED", "SELECT 1 / 0")
+    with server.alias():
+        assert report("--database", "own").exit_code == 0
+
+
+def test_a_failure_keeps_the_earlier_text(server, impatient, tmp_path):
+    file = tmp_path / "report"
+    file.write_text("old")
+    with server.alias(PORT=programs.free_port()):
+        assert report("--database", "own", "--output", str(file), format="text").exit_code == 5
+    assert file.read_text() == "old"
+
+
 def test_a_stamped_name_is_grouped_by_process_and_view(server):
     for view in ("tasks", "assets"):
         server.session(application_name=f"shop:4711:{view}")

@@ -200,7 +200,8 @@ class Command(BaseCommand):
                 self._tell(note)
         text = self._rendered(looks)
         if self._output:
-            write_file(self._output, text)
+            if text:  # no text is a failure, which is told elsewhere: keep the earlier report
+                write_file(self._output, text)
         elif self._options["verbosity"] and text:
             text = f"\n{text}" if earlier and self._options["format"] == "text" else text
             with reader_may_leave(self.stdout) as reader:
