@@ -20,6 +20,7 @@ from django.db import connections
 
 from conn_guard.sessions.look import Observer
 from conn_guard.sessions.policy import Policy
+from conn_guard.text import one_line
 from tests import programs
 from tests.polling import until
 from tests.postgres.own_server import own_server
@@ -238,6 +239,57 @@ def test_a_server_that_does_not_tell_who_waits_is_reported_all_the_same(server, 
     monkeypatch.setattr("conn_guard.sessions.look.BLOCKED", "SELECT 1 / 0")
     with server.alias():
         assert report("--database", "own").exit_code == 0
+
+
+def test_a_session_that_is_lost_is_told_and_the_next_look_logs_in_again(server):
+    with server.alias(), Observer("own", Policy(idle_for=timedelta(minutes=10))) as observer:
+        assert observer.look().failure is None
+        server.ask(f"SELECT pg_terminate_backend(pid) FROM ({REPORTS}) AS r")
+        until(lambda: not server.ask(REPORTS))
+        lost = observer.look()
+        assert lost.exit_code == 5
+        assert lost.failure.startswith("own: the report's own session ended: ")
+        assert "\n" not in one_line(lost.failure)
+        assert observer.look().failure is None
+
+
+def test_an_alias_of_another_role_gets_in_where_the_applications_may_not(server, impatient):
+    sessions = [server.session("limited") for _ in range(4)]
+    arguments = server.rested(*sessions)
+    with server.alias(USER="limited"), server.alias("door", USER="boss"):
+        told = report(*arguments)
+        assert told.exit_code == 0
+        assert "logged in by" in told.stderr
+        assert told.report["would_end"] == 4
+        mirrors = report("--database", "own", "--database", "door")
+        assert list(mirrors.reports) == ["own", "door"]
+
+
+def test_an_unexpected_error_is_one_line_and_exit_code_1(server, monkeypatch, tmp_path):
+    def fail(*args, **kwargs):
+        raise ValueError("no\nluck")
+
+    with server.alias():
+        monkeypatch.setattr("conn_guard.sessions.look.shape", fail)
+        server.session()
+        told = report("--database", "own")
+        assert (told.exit_code, told.error) == (1, "own: unexpected ValueError: no luck")
+        monkeypatch.undo()
+        monkeypatch.setattr("conn_guard.management.commands.conn_report.render_html", fail)
+        told = report("--database", "own", format="html")
+        assert (told.exit_code, told.error) == (1, "Unexpected ValueError: no luck")
+
+
+def test_a_file_that_can_not_be_moved_leaves_nothing_behind(server, monkeypatch, tmp_path):
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fail)
+    with server.alias():
+        told = report("--database", "own", "--output", str(tmp_path / "report"))
+    assert told.exit_code == 1
+    assert told.error == "The report can't be written: No space left on device"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failure_keeps_the_earlier_text(server, impatient, tmp_path):

@@ -27,7 +27,7 @@ from conn_guard.sessions.render.html import render_html
 from conn_guard.sessions.render.metrics import render_metrics
 from conn_guard.sessions.render.report_json import render_report_json
 from conn_guard.sessions.render.report_text import render_report
-from conn_guard.sessions.report import Exit, Report, RunError
+from conn_guard.sessions.report import Exit, Report
 from conn_guard.sessions.stop import Stop
 from conn_guard.text import one_line
 
@@ -99,8 +99,6 @@ class Command(BaseCommand):
             self._run(options)
         except CommandError:
             raise
-        except RunError as error:
-            raise CommandError(one_line(str(error)), returncode=error.exit_code) from None
         except OSError as error:
             message = f"The report can't be written: {one_line(error.strerror or str(error))}"
             raise CommandError(message, returncode=Exit.UNEXPECTED) from None

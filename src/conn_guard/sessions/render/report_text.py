@@ -107,14 +107,14 @@ def render_groups(
         _narrow(widths, header, width - 2 * (len(widths) - 1))
     right = (0, len(header) - 2)
     lines = []
-    for row, group in zip(rows, [None, *groups], strict=True):
+    for row, shown in zip(rows, [None, *groups], strict=True):
         cells = (
             each.rjust(size) if at in right else cut(each, size).ljust(size)
             for at, (each, size) in enumerate(zip(row, widths, strict=True))
         )
         lines.append("  ".join(cells).rstrip())
-        if is_narrow and group and group.spared:
-            lines.append(f"{' ' * 10}spares {_spared(group)}")
+        if is_narrow and shown and shown.spared:
+            lines.append(f"{' ' * 10}spares {_spared(shown)}")
     return lines
 
 
