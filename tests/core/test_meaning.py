@@ -95,6 +95,10 @@ def test_the_command_has_the_options_of_the_report_and_the_scope_of_the_group():
         "--exclude-application-name", "shop:worker*", "--exclude-client", "10.0.0.0/8",
         "--keep", "2",
     ]  # fmt: skip
+    shops = replace(POLICY, users=("shop", "web"))
+    assert shlex.split(the("leak", look(*other, policy=shops)).command)[6:8] == ["--user", "o'tool"]
+    anyone = replace(POLICY, users=("*",))
+    assert shlex.split(the("leak", look(*other, policy=anyone)).command)[6:8] == ["--user", "*"]
     named = replace(policy, users=("o'tool",), any_database=True, applications=("a*",))
     command = the("leak", look(*other, policy=named)).command
     assert command.count("--user") == command.count("--any-database") == 1

@@ -355,6 +355,10 @@ def test_idle_sessions_of_which_none_is_due_are_counted_and_a_threshold_is_named
     stdout, stderr = capsys.readouterr()
     assert re.search(r"  idle 2 \(longest 0\.\ds\)  due 0  signalled 0  ", stdout)
     assert stderr == "default: none is due yet; --idle-for 0.3s would end 2\n"
+    policy = Policy(idle_for=timedelta(minutes=10), applications=(f"{application_name}*",))
+    with Reaper("default", policy, RunOptions(repeats=True)) as reaper:
+        assert (report := reaper.reap()).idle == 2
+        assert report.notes == []  # with --every, its numbers would differ each round
     assert reap("--idle-for", "0.3s", *scope).summary["signalled"] == 2
 
 

@@ -243,6 +243,25 @@ def test_a_refused_log_in_is_tried_again_at_uneven_times_and_not_for_ever(
     assert all(0.1 <= pause <= 0.5 for pause in pauses)
 
 
+@pytest.mark.usefixtures("impatient")
+def test_with_every_a_login_that_keeps_failing_is_told_in_the_first_round_only(server, fill):
+    told = []
+    options = RunOptions(repeats=True)
+    with server.alias(), Reaper("own", HOURLY, options, tell=told.append) as reaper:
+        sessions = fill()
+        for _ in range(2):
+            assert reaper.reap().failed_with is Exit.UNREACHABLE
+        assert len(told) == 1
+        sessions[0].close()
+        until(lambda: reaper.reap().failure is None)
+        server.ask("SELECT pg_terminate_backend(%s)", server.reapers())
+        until(lambda: not server.reapers())
+        server.session()
+        assert "own session ended" in reaper.reap().failure
+        assert "can't connect" in reaper.reap().failure
+        assert len(told) == 2
+
+
 def test_one_that_stays_keeps_its_slot_and_needs_no_other(server, fill):
     with (
         server.alias(),

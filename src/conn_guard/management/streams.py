@@ -19,8 +19,10 @@ def output_path(path: object, option: str) -> Path | None:
     """Return *path* if it can be written, None if none is given; raise CommandError otherwise."""
     if path is None:
         return None
-    # A symbolic link is followed: the move must replace the file, not the link.
-    file = Path(str(path)).resolve()
+    file = Path(str(path))
+    if not _is_special(file):
+        # A symbolic link is followed: the move must replace the file, not the link.
+        file = file.resolve()
     is_writable = os.access(file, os.W_OK) if _is_special(file) else os.access(file.parent, os.W_OK)
     if file.is_dir() or not is_writable:
         raise arguments.wrong(

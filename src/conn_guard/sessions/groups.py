@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -49,21 +49,26 @@ class Field(Enum):
 
     def of(self, row: Row) -> str | None:
         """Return this field of *row*; None where the session has none or hides it."""
-        session = row.session
-        if self is Field.STATE:
-            return session.state.value if session.state else None
-        if self is Field.LAST:
-            return row.last or None
-        if self is Field.APPLICATION:
-            return session.application
-        if self in (Field.PROCESS, Field.VIEW):
-            stamp = session.application_name[len(session.application) + 1 :]
-            process, _, view = stamp.partition(":")
-            return (process if self is Field.PROCESS else view) or None
-        return {Field.USER: session.user, Field.DATABASE: session.database}.get(
-            self, session.client
-        )
+        return _READ[self](row)
 
+
+def _stamp(row: Row) -> tuple[str | None, str | None]:
+    """Return the process and the view of the engine's stamp."""
+    stamp = row.session.application_name[len(row.session.application) + 1 :]
+    process, _, view = stamp.partition(":")
+    return process or None, view or None
+
+
+_READ: dict[Field, Callable[[Row], str | None]] = {
+    Field.APPLICATION: lambda row: row.session.application,
+    Field.USER: lambda row: row.session.user,
+    Field.DATABASE: lambda row: row.session.database,
+    Field.STATE: lambda row: row.session.state.value if row.session.state else None,
+    Field.CLIENT: lambda row: row.session.client,
+    Field.LAST: lambda row: row.last or None,
+    Field.PROCESS: lambda row: _stamp(row)[0],
+    Field.VIEW: lambda row: _stamp(row)[1],
+}
 
 DEFAULT_BY = (Field.APPLICATION, Field.USER, Field.DATABASE, Field.STATE)
 
@@ -203,8 +208,9 @@ def belongs(session: Session, *, in_scope: bool) -> bool:
 def grouped(rows: Iterable[Row], by: Sequence[Field] = DEFAULT_BY) -> list[Group]:
     """Return *rows* in groups that are equal in the fields *by*, the largest group first."""
     members: dict[tuple[str | None, ...], list[Row]] = {}
+    reads = [_READ[field] for field in by]
     for row in rows:
-        members.setdefault(tuple(field.of(row) for field in by), []).append(row)
+        members.setdefault(tuple([read(row) for read in reads]), []).append(row)
     groups = [Group(dict(zip(by, key, strict=True)), found) for key, found in members.items()]
     return sorted(
         groups, key=lambda each: (-len(each), [value or "" for value in each.key.values()])

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from django.db import connections
+from django.db import Error, connections
 
 from conn_guard.sessions.census import by_state, judge_all, nearest_limit
 from conn_guard.sessions.groups import Row, Setting, Snapshot, belongs, limit_kind
@@ -23,11 +23,12 @@ from conn_guard.text import sql_name
 
 logger = logging.getLogger("conn_guard.report")
 
-# The text is read for its shape alone, and dropped. The server keeps track_activity_query_size
-# bytes of it; a multi-byte character at the end may leave up to four of them unused.
+# The text is read for its shape alone, and dropped. It is read as bytes: in a database with another
+# encoding, sessions have texts that our driver can't decode. The server keeps
+# track_activity_query_size bytes; a multi-byte character at the end may leave four of them unused.
 LAST_STATEMENTS = """
 SELECT a.pid,
-       left(a.query, %(most)s) AS query,
+       substring(textsend(a.query) FROM 1 FOR %(most)s) AS query,
        octet_length(a.query) >= s.setting::int - 5 AS is_cut
 FROM pg_stat_activity a, pg_settings s
 WHERE a.backend_type = 'client backend' AND s.name = 'track_activity_query_size'
@@ -124,10 +125,11 @@ class Observer:
         policy = self._scope(session)
         sessions = server.list_sessions()
         lasts = {
-            row["pid"]: shape(row["query"] or "", is_cut=row["is_cut"])
+            row["pid"]: shape(
+                bytes(row["query"] or b"").decode(errors="replace"), is_cut=row["is_cut"]
+            )
             for row in session.rows(LAST_STATEMENTS, {"most": MOST_CHARACTERS + 1})
         }
-        blocked = {row["pid"]: tuple(row["blockers"]) for row in session.rows(BLOCKED)}
         limits = server.limits()
         slots = nearest_limit(sessions, policy, limits)
         refusal, rights = _refusal(sessions, policy)
@@ -145,7 +147,7 @@ class Observer:
             server_version=f"{session.version_num // 10000}.{session.version_num % 10000}",
             observed_at=max((each.observed_at for each in sessions), default=None),
             policy=policy,
-            rows=list(_rows(sessions, policy, verdicts, lasts, blocked)),
+            rows=list(_rows(sessions, policy, verdicts, lasts, self._blocked(session))),
             census=by_state(sessions),
             limits=limits,
             slots=slots,
@@ -162,6 +164,13 @@ class Observer:
                 row["name"]: Setting(row["value"], row["unit"]) for row in session.rows(SETTINGS)
             },
         )
+
+    def _blocked(self, session: OwnSession) -> dict[int, tuple[int, ...]]:
+        try:
+            return {row["pid"]: tuple(row["blockers"]) for row in session.rows(BLOCKED)}
+        except Error:  # a busy table of locks, and our statement_timeout
+            logger.warning("%s: it could not be asked which sessions wait.", self.alias)
+            return {}
 
     def _scope(self, session: OwnSession) -> Policy:
         policy = replace(self._policy, login_role=session.login_role, database=session.database)

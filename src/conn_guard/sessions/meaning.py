@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
+from fnmatch import fnmatchcase
 
 from conn_guard.sessions.census import SHORTER
 from conn_guard.sessions.groups import Field, Row, Snapshot, grouped, is_in_transaction
-from conn_guard.sessions.policy import Policy, matches
+from conn_guard.sessions.policy import ANY_USER, Policy, matches
 from conn_guard.sessions.session import CLIENT_BACKEND, OWN_APPLICATIONS, State
 from conn_guard.text import duration, printable, sql_name
 
@@ -99,8 +100,8 @@ class _Typed:
         options += ["--idle-in-transaction-for", as_option(held)] if held else []
         user, database = (group or {}).get(Field.USER), (group or {}).get(Field.DATABASE)
         application = (group or {}).get(Field.APPLICATION)
-        users = [user] if user and not policy.users and user != policy.login_role else policy.users
-        for name in users:
+        is_named = not user or user in (policy.users or (policy.login_role,))
+        for name in policy.users if is_named or ANY_USER in policy.users else (str(user),):
             options += ["--user", name]
         if policy.any_database or (database and database != policy.database):
             options.append("--any-database")
@@ -201,6 +202,7 @@ def _leaks(snapshot: Snapshot, typed: _Typed) -> Iterator[Meaning]:
             continue
         rests = sorted(each.session.in_state_for for each in group.rows)
         used = max(each.used_for or timedelta(0) for each in group.rows)
+        used = max(used, timedelta(seconds=0.1))  # the shortest time that is shown
         same = "each" if count == len(group) else f"{count} of them"
         yield Meaning(
             kind="leak",
@@ -387,7 +389,8 @@ def _poolers(snapshot: Snapshot, typed: _Typed) -> Iterator[Meaning]:
     for group in grouped(rows, (Field.CLIENT,)):
         client = group.key[Field.CLIENT] or ""
         pairs = {(each.session.user, each.session.database) for each in group.rows}
-        is_named = any(matches(each.session, POOLERS) for each in group.rows)
+        names = {each.session.application for each in group.rows}
+        is_named = any(fnmatchcase(name, pooler) for name in names for pooler in POOLERS)
         is_local = client == "::1" or client.startswith("127.")
         is_excluded = any(
             client == str(each.network_address) for each in typed.policy.excluded_clients

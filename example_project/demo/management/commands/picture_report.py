@@ -15,7 +15,7 @@ from demo.traffic import ask, asset_paths
 LEAKS_SECONDS = 15
 """How long the example rests after the requests: long enough to tell a leak from a request."""
 REQUESTS = 60
-SIZES = {"light": (1100, 1500), "dark": (1100, 1500), "phone": (420, 2400)}
+SIZES = {"light": (1100, 1400), "dark": (1100, 1400), "phone": (420, 2100)}
 
 
 class Command(BaseCommand):

@@ -27,7 +27,7 @@ from conn_guard.sessions.render.html import render_html
 from conn_guard.sessions.render.metrics import render_metrics
 from conn_guard.sessions.render.report_json import render_report_json
 from conn_guard.sessions.render.report_text import render_report
-from conn_guard.sessions.report import Exit, Report, RunError
+from conn_guard.sessions.report import Exit, Report
 from conn_guard.sessions.stop import Stop
 from conn_guard.text import one_line
 
@@ -99,8 +99,6 @@ class Command(BaseCommand):
             self._run(options)
         except CommandError:
             raise
-        except RunError as error:
-            raise CommandError(one_line(str(error)), returncode=error.exit_code) from None
         except OSError as error:
             message = f"The report can't be written: {one_line(error.strerror or str(error))}"
             raise CommandError(message, returncode=Exit.UNEXPECTED) from None
@@ -200,7 +198,8 @@ class Command(BaseCommand):
                 self._tell(note)
         text = self._rendered(looks)
         if self._output:
-            write_file(self._output, text)
+            if text:  # no text is a failure, which is told elsewhere: keep the earlier report
+                write_file(self._output, text)
         elif self._options["verbosity"] and text:
             text = f"\n{text}" if earlier and self._options["format"] == "text" else text
             with reader_may_leave(self.stdout) as reader:

@@ -43,7 +43,7 @@ p { margin: 0; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
   padding: 1rem 1.1rem; margin-top: 1rem; }
 .figure { font-size: 2.2rem; font-weight: 650; line-height: 1.1; }
-.figure small { font-size: 1rem; font-weight: 400; color: var(--soft); }
+.figure small { display: inline-block; font-size: 1rem; font-weight: 400; color: var(--soft); }
 svg { display: block; width: 100%; border-radius: .25rem; }
 .slots { height: 1.4rem; margin: .6rem 0 .5rem; }
 .active { fill: var(--active); } .idle { fill: var(--idle); } .held { fill: var(--held); }
@@ -71,6 +71,7 @@ th.number { text-align: right; }
 th, td { padding: .4rem 1rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: anywhere; }
 tbody tr:last-child td, tbody tr:last-child th { border-bottom: 0; }
+.groups td { min-width: 4.5rem; }
 .settings th { text-transform: none; letter-spacing: 0; font-size: .9rem; font-weight: 400; }
 footer { margin-top: 1.5rem; font-size: .85rem; }
 @media (max-width: 44rem) {

@@ -52,7 +52,8 @@ def render_report(
         lines += ["", "Unsafe settings"]
         for finding in snapshot.findings:
             words = one_line(f"{finding.id}: {finding.message}")
-            lines += _paragraph("! ", words, one_line(finding.hint), width)
+            lines += _paragraph("! ", words, "", width)
+            lines += [f"       {line}" for line in _wrapped(one_line(finding.hint), width, 7)]
     return lines
 
 
@@ -107,14 +108,14 @@ def render_groups(
         _narrow(widths, header, width - 2 * (len(widths) - 1))
     right = (0, len(header) - 2)
     lines = []
-    for row, group in zip(rows, [None, *groups], strict=True):
+    for row, shown in zip(rows, [None, *groups], strict=True):
         cells = (
             each.rjust(size) if at in right else cut(each, size).ljust(size)
             for at, (each, size) in enumerate(zip(row, widths, strict=True))
         )
         lines.append("  ".join(cells).rstrip())
-        if is_narrow and group and group.spared:
-            lines.append(f"{' ' * 10}spares {_spared(group)}")
+        if is_narrow and shown and shown.spared:
+            lines.append(f"{' ' * 10}spares {_spared(shown)}")
     return lines
 
 
@@ -157,6 +158,12 @@ def _narrow(widths: list[int], header: Sequence[str], room: int) -> None:
 
 def _paragraph(mark: str, words: str, command: str, width: int | None) -> list[str]:
     """Return *words* as wrapped lines behind *mark*, and *command* whole on a line of its own."""
-    lines = [words] if width is None else textwrap.wrap(words, width - 3, break_on_hyphens=False)
+    lines = _wrapped(words, width, 3)
     indented = [f"{mark if not at else '  '} {line}" for at, line in enumerate(lines)]
     return [*indented, *([f"       {command}"] if command else [])]
+
+
+def _wrapped(words: str, width: int | None, indent: int) -> list[str]:
+    if width is None:
+        return [words]
+    return textwrap.wrap(words, width - indent, break_on_hyphens=False)
