@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connections
-from tests.support.polling import until
-from tests.postgres.own_server import own_server
-from tests.postgres.reaping import reap
 
 from conn_guard.sessions.look import Observer
 from conn_guard.sessions.policy import Policy
 from conn_guard.text import one_line
-from tests import programs
+from tests.support import programs
+from tests.support.own_server import own_server
+from tests.support.polling import until
+from tests.support.reaping import reap
 
 ROLES = {
     "app": "LOGIN",

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.support.own_server import own_server
 from tests.support.polling import until
-from tests.postgres.own_server import own_server
 
 NAUGHTY = "<script>x"
 

@@ -116,7 +116,7 @@ class Observer:
         return replace(snapshot, seconds=time.monotonic() - started)
 
     def _look(self, snapshot: Snapshot, seen: dict[Identity, str]) -> Snapshot:
-        server = self._connected()
+        server = self.server()
         session = server.session
         snapshot = replace(snapshot, address=session.address)
         if (first := seen.setdefault(self._identity(session), self.alias)) != self.alias:
@@ -179,7 +179,8 @@ class Observer:
             policy = replace(policy, users=(connections.settings[self.alias]["USER"],))
         return policy
 
-    def _connected(self) -> Server:
+    def server(self) -> Server:
+        """Return the server as our own session sees it; log in if necessary. Raises RunError."""
         if self._server is None:
             # With --watch, a login that keeps failing is told once.
             is_told, self._is_told = self._is_told, True

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
@@ -31,6 +34,9 @@ from conn_guard.sessions.report import Exit, Report
 from conn_guard.sessions.stop import Stop
 from conn_guard.text import one_line
 
+if TYPE_CHECKING:
+    from conn_guard.management.watch_view import WatchApp
+
 WATCHED_EVERY = "2s"
 
 
@@ -43,6 +49,7 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []  # noqa: RUF012 - Django's own spelling
     idle_reaper = IDLE_REAPER
     """How the commands in a report are typed."""
+    _screen: WatchApp | None = None
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         """Return Django's parser, with errors on one line."""
@@ -139,6 +146,8 @@ class Command(BaseCommand):
             ]
             if watched is None:
                 self._once(observers, stop, over)
+            elif self._fills_screen():
+                self._fill_screen(observers, stop, watched)
             else:
                 self._watch(observers, stop, watched)
 
@@ -159,6 +168,39 @@ class Command(BaseCommand):
         if stop.signum is None:
             self._write(snapshots, earlier)
         self._fail(snapshots, stop)
+
+    def _fills_screen(self) -> bool:
+        """Return whether stdout is a terminal for a full-screen view, and Textual is installed."""
+        options = self._options
+        is_terminal = self.stdout.isatty() and sys.stdin is not None and sys.stdin.isatty()
+        if not is_terminal or os.environ.get("TERM", "dumb") == "dumb":
+            return False
+        if options["format"] != "text" or self._output or not options["verbosity"]:
+            return False
+        if find_spec("textual") is None:
+            self._tell("Install conn-guard[watch] for the full-screen view.")
+            return False
+        return True
+
+    def _fill_screen(self, observers: Sequence[Observer], stop: Stop, every: timedelta) -> None:
+        # Only here: Textual takes a fifth of a second to import, and may not be installed.
+        from conn_guard.management.watch_view import WatchApp, watch
+
+        self._screen = WatchApp(
+            observers,
+            lambda: self._look(observers, stop),
+            every=every,
+            by=self._by,
+            command=self.idle_reaper,
+            stop=stop,
+        )
+        try:
+            failed = watch(self._screen)
+        finally:
+            self._screen = None
+        if failed is not None:
+            stop.signum = None
+            self._fail(failed, stop)
 
     def _watch(self, observers: Sequence[Observer], stop: Stop, every: timedelta) -> None:
         earlier: dict[str, Snapshot] = {}
@@ -245,6 +287,9 @@ class Command(BaseCommand):
             raise CommandError(_fault(faults[-1]), returncode=faults[-1].exit_code)
 
     def _tell(self, line: str) -> None:
+        if self._screen is not None:
+            self._screen.tell(line)
+            return
         self.stderr.write(one_line(line))
         self.stderr.flush()
 

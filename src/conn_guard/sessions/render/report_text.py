@@ -105,7 +105,7 @@ def render_groups(
         for row, group in zip(rows[1:], groups, strict=True):
             row[-1] = f"ends {group.would_end}" if group.would_end else "-"
         widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-        _narrow(widths, header, width - 2 * (len(widths) - 1))
+        narrow(widths, header, width - 2 * (len(widths) - 1))
     right = (0, len(header) - 2)
     lines = []
     for row, shown in zip(rows, [None, *groups], strict=True):
@@ -146,7 +146,7 @@ def _spared(group: Group) -> str:
     return f"{sum(group.spared.values())} ({reasons})"
 
 
-def _narrow(widths: list[int], header: Sequence[str], room: int) -> None:
+def narrow(widths: list[int], header: Sequence[str], room: int) -> None:
     """Make the columns of names narrower until *widths* have *room*."""
     names = range(1, len(widths) - 2)
     while sum(widths) > room:
