@@ -45,7 +45,8 @@ HELP = """\
 b  group by the next field        Esc    go back; end the filter
 s  sort by the next column        /      show sessions with a text only
 r  reverse the order              a      show the next alias
-p  pause, and go on               q      quit
+p  pause, and go on               m      show the next sentence below
+?  show these keys                q      quit
 
 t  terminate the selected session, or those of the selected group.
    Only sessions that idle_reaper with the same options would end now
@@ -200,6 +201,7 @@ class WatchApp(App[Sequence[Snapshot] | Exception]):
         Binding("enter", "open", "Open", show=False),
         Binding("escape", "return", "Back", show=False),
         Binding("a", "alias", "Alias", show=False),
+        Binding("m", "meaning", "Meaning", show=False),
         Binding("p", "pause", "Pause"),
         Binding("t", "terminate", "Terminate"),
         Binding("question_mark", "help", "Help", key_display="?"),
@@ -235,6 +237,7 @@ class WatchApp(App[Sequence[Snapshot] | Exception]):
         self._earlier: dict[str, tuple[Snapshot, Snapshot]] = {}
         self._alias = ""
         self._is_paused = False
+        self._meaning = 0
         self._table = Table([], (), [])
         self._texts: dict[str, Text] = {}
         self._wake = asyncio.Event()
@@ -262,8 +265,9 @@ class WatchApp(App[Sequence[Snapshot] | Exception]):
         self.run_worker(self._look_on())
 
     def close(self) -> None:
-        """End the sessions of the observers, in their own thread."""
-        for observer in self._observers.values():
+        """End the sessions of the observers, in their own thread; a second call does nothing."""
+        while self._observers:
+            _, observer = self._observers.popitem()
             self._thread.submit(observer.close)
         self._thread.shutdown()
 
@@ -333,6 +337,11 @@ class WatchApp(App[Sequence[Snapshot] | Exception]):
         if names := list(self._latest):
             self._alias = names[(names.index(self._alias) + 1) % len(names)]
             self._show(replace(self._view, opened=None))
+
+    def action_meaning(self) -> None:
+        """Show the next sentence on what the sessions mean."""
+        self._meaning += 1
+        self._show(self._view)
 
     def action_pause(self) -> None:
         """Look no more, or look again."""
@@ -416,7 +425,8 @@ class WatchApp(App[Sequence[Snapshot] | Exception]):
             if each.failure is not None:
                 self._failures[each.alias] = each.failure
                 continue
-            self._failures.pop(each.alias, None)
+            if self._failures.pop(each.alias, None):
+                self._put("said", "")  # it told of the login that failed
             self._latest[each.alias] = each
             old, new = self._earlier.get(each.alias, (each, each))
             if _seconds_between(new, each) > GROWTH_SECONDS:
@@ -462,10 +472,12 @@ class WatchApp(App[Sequence[Snapshot] | Exception]):
     def _put_meaning(self, snapshot: Snapshot) -> None:
         earlier = self._earlier[snapshot.alias][0]
         found = meanings(snapshot, None if earlier is snapshot else earlier, command=self._command)
-        first = found[0]
+        self._meaning %= len(found)
+        first = found[self._meaning]
+        more = f"{self._meaning + 1}/{len(found)} " if len(found) > 1 else ""
         # Two lines for the sentence: a word that does not fit wastes the end of the first.
         room = 2 * self.size.width - 16
-        words = f"{_start(first.sentence, room)}\n{_start(first.command, self.size.width)}"
+        words = f"{_start(more + first.sentence, room)}\n{_start(first.command, self.size.width)}"
         self._put("meaning", words, COLOURS[first.level])
 
     def _say(self, line: str) -> None:

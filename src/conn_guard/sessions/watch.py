@@ -61,10 +61,11 @@ class View:
             field.of(row) != value for field, value in self.opened.items()
         ):
             return False
-        wanted = self.wanted.casefold()
-        session = row.session
+        if not self.wanted:
+            return True
+        wanted, session = self.wanted.casefold(), row.session
         names = (str(session.pid), session.application_name, *(each.of(row) for each in Field))
-        return not wanted or any(wanted in (name or "").casefold() for name in names)
+        return any(wanted in (name or "").casefold() for name in names)
 
 
 @dataclass(frozen=True)
