@@ -15,9 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conn_guard.sessions.census import Limits, nearest_limit
+from conn_guard.sessions.census import (
+    Limits,
+    by_state,
+    judge_all,
+    nearest_limit,
+    note_no_session,
+)
 from conn_guard.sessions.groups import DEFAULT_BY, Field, Group, Row, belongs, grouped, limit_kind
 from conn_guard.sessions.meaning import meanings
+from conn_guard.sessions.policy import Verdict, judge
 from conn_guard.sessions.render.html import render_html
 from conn_guard.sessions.render.report_json import render_report_json
 from conn_guard.sessions.render.report_text import cut, render_groups, render_report, slots_bar
@@ -176,6 +183,18 @@ def test_the_kind_of_the_fullest_limit_is_that_of_its_slots(server, here, role, 
 )
 def test_a_report_shows_clients_and_whatever_is_in_scope_but_no_report(fields, in_scope, expected):
     assert belongs(session(**fields), in_scope=in_scope) is expected
+
+
+def test_a_reports_session_counts_as_a_slot_and_nowhere_else():
+    own = session(application_name="conn_guard:report")
+    assert judge(own, POLICY) is Verdict.REAPER
+    assert judge_all([own], POLICY) == []
+    assert by_state([own]) == {}
+    assert not own.is_idle
+    assert not POLICY.might_reap(own)
+    assert note_no_session([own], POLICY)
+    limits = Limits(server=10, database=None, roles={})
+    assert nearest_limit([own], POLICY, limits).used == 1
 
 
 def page(snapshot=MORNING, **fields):
