@@ -15,6 +15,8 @@ def one_line(text: str) -> str:
 
 def printable(name: str) -> str:
     """Return *name* with each character that can't be printed in its escaped form."""
+    if name.isprintable():
+        return name
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in name
     )

@@ -16,7 +16,9 @@ sys.path.insert(0, "src")
 sys.modules.update(django=None, asgiref=None, psycopg=None, psycopg2=None)
 import conn_guard, conn_guard.sessions.census, conn_guard.sessions.stamp
 import conn_guard.sessions.render.advice, conn_guard.sessions.render.json
+import conn_guard.sessions.render.html, conn_guard.sessions.render.report_json
 import conn_guard.sessions.render.metrics, conn_guard.sessions.render.text
+import conn_guard.sessions.render.report_text
 print(conn_guard.__version__)
 """
 

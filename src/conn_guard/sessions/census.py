@@ -9,7 +9,12 @@ from datetime import timedelta
 
 from conn_guard.sessions.policy import ANY_USER, Policy, Verdict, judge, keep_recent
 from conn_guard.sessions.report import Slots
-from conn_guard.sessions.session import CLIENT_BACKEND, REAPER_APPLICATION, Session
+from conn_guard.sessions.session import (
+    CLIENT_BACKEND,
+    OWN_APPLICATIONS,
+    REPORT_APPLICATION,
+    Session,
+)
 
 SHORTER = {
     "1d": timedelta(days=1),
@@ -38,7 +43,11 @@ class Limits:
 
 def judge_all(sessions: Sequence[Session], policy: Policy) -> list[tuple[Session, Verdict]]:
     """Return the sessions in scope of *policy*, each with its verdict."""
-    judged = [(each, judge(each, policy)) for each in sessions if policy.covers(each)]
+    judged = [
+        (each, judge(each, policy))
+        for each in sessions
+        if policy.covers(each) and each.application_name != REPORT_APPLICATION
+    ]
     return keep_recent(judged, policy.keep)
 
 
@@ -46,7 +55,11 @@ def by_state(sessions: Sequence[Session]) -> dict[str, tuple[int, float]]:
     """Return for each state the number of client sessions and the longest seconds in it."""
     census: dict[str, tuple[int, float]] = {}
     for each in sessions:
-        if each.backend_type == CLIENT_BACKEND and each.state is not None:
+        if (
+            each.backend_type == CLIENT_BACKEND
+            and each.state is not None
+            and each.application_name != REPORT_APPLICATION
+        ):
             count, longest_seconds = census.get(each.state.value, (0, 0.0))
             census[each.state.value] = (
                 count + 1,
@@ -82,7 +95,7 @@ def note_no_session(sessions: Sequence[Session], policy: Policy) -> list[str]:
     if policy.users or any(
         each.user == policy.login_role
         and (policy.any_database or each.database == policy.database)
-        and each.application_name != REAPER_APPLICATION
+        and each.application_name not in OWN_APPLICATIONS
         for each in sessions
     ):
         return []

@@ -78,7 +78,6 @@ _NOT_LIBPQ = {
     "server_side_binding",
 }
 _OUR_OPTIONS = {
-    "application_name": REAPER_APPLICATION,
     # Empty, not absent: without it libpq takes PGOPTIONS, and poolers refuse startup options.
     "options": "",
     "connect_timeout": 5,
@@ -116,7 +115,9 @@ class Identity:
     database: str
 
 
-def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def own_settings(
+    settings: Mapping[str, Any], application_name: str = REAPER_APPLICATION
+) -> dict[str, Any]:
     """Return the *settings* of an alias, changed for a session of our own."""
     given = settings.get("OPTIONS") or {}
     # libpq's keys are lower case; a third party's engine reads upper-case ones such as MAX_CONNS.
@@ -131,21 +132,23 @@ def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         "CONN_MAX_AGE": 0,
         "CONN_HEALTH_CHECKS": False,
         "TIME_ZONE": None,
-        "OPTIONS": {**options, **_OUR_OPTIONS},
+        "OPTIONS": {**options, **_OUR_OPTIONS, "application_name": application_name},
     }
 
 
 class OwnSession:
     """Our own session on the server of an alias; use it from one thread and close it."""
 
-    def __init__(self, alias: str, *, pooled: bool = False) -> None:
+    def __init__(
+        self, alias: str, *, pooled: bool = False, application_name: str = REAPER_APPLICATION
+    ) -> None:
         """Log in; *pooled* says that the project declared a pooler in session mode.
 
         Raises PooledError, TooOldError, LostError, ImproperlyConfigured and Django's database
         errors.
         """
         self.alias = alias
-        self.connection = _connect(alias)
+        self.connection = _connect(alias, application_name)
         self._cursor: Any = None
         self._is_pooled = False
         try:
@@ -237,7 +240,7 @@ def named_rows(cursor: Any) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
-def _connect(alias: str) -> Any:
+def _connect(alias: str, application_name: str) -> Any:
     """Return a connection by Django's own engine, in autocommit, on which nothing was sent yet.
 
     Django's first statements are left out: a time zone that is set before the check for a pooler
@@ -245,7 +248,7 @@ def _connect(alias: str) -> Any:
     that runs ``SET ROLE`` would hide the sessions that we look for.
     """
     connection = load_backend("django.db.backends.postgresql").DatabaseWrapper(
-        own_settings(connections.settings[alias]), alias
+        own_settings(connections.settings[alias], application_name), alias
     )
     connection.queries_log = deque(maxlen=0)  # with DEBUG, Django would keep every statement
     with connection.wrap_database_errors:
@@ -262,6 +265,7 @@ def log_in(
     stop: Stop,
     tell: Callable[[str], None],
     earlier: OwnSession | None = None,
+    application_name: str = REAPER_APPLICATION,
 ) -> OwnSession:
     """Return a session for *alias*; a login that fails is tried again for LOG_IN_FOR.
 
@@ -275,7 +279,7 @@ def log_in(
     is_first = True
     while True:
         try:
-            return OwnSession(alias, pooled=pooled)
+            return OwnSession(alias, pooled=pooled, application_name=application_name)
         except PooledError:
             raise RunError(Exit.USAGE, _pooled(alias)) from None
         except TooOldError:
@@ -291,7 +295,7 @@ def log_in(
             is_first = False
             seconds = f"{LOG_IN_FOR.total_seconds():g}"
             tell(f"{alias}: can't log in yet, trying for {seconds} s: {said}")
-            if (session := _by_another_role(alias)) is not None:
+            if (session := _by_another_role(alias, application_name)) is not None:
                 tell(f"{alias}: logged in by alias {session.alias!r}; the scope stays the same")
                 return session
         if stop.signum is not None or time.monotonic() >= until:
@@ -307,11 +311,11 @@ def log_in(
         stop.sleep(random.uniform(0.1, 0.5))  # noqa: S311 - jitter, no secret
 
 
-def _by_another_role(alias: str) -> OwnSession | None:
+def _by_another_role(alias: str, application_name: str) -> OwnSession | None:
     """Return a session for the first alias that differs in USER and PASSWORD alone and gets in."""
     for other in _of_same_server(alias, same_database=True):
         try:
-            return OwnSession(other)
+            return OwnSession(other, application_name=application_name)
         except (Error, ImproperlyConfigured, LostError, PooledError, TooOldError):
             logger.debug("The alias %r could not log in either.", other, exc_info=True)
     return None

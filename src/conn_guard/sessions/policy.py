@@ -12,7 +12,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from conn_guard.sessions.session import (
     CLIENT_BACKEND,
     IN_TRANSACTION,
-    REAPER_APPLICATION,
+    OWN_APPLICATIONS,
     LastStatement,
     Session,
     State,
@@ -112,7 +112,7 @@ class Policy:
             and session.user is not None
             and session.database is not None
             and self.names(session)
-            and session.application_name != REAPER_APPLICATION
+            and session.application_name not in OWN_APPLICATIONS
             and not self.protects_superuser(session)
             and not self.protects_application(session)
             and not self.excludes_name(session)
@@ -198,7 +198,7 @@ def _is_idle(session: Session) -> bool:
 # three reasons, which hold whatever the session does.
 _REASONS: tuple[tuple[Verdict, Callable[[Session, Policy], bool]], ...] = (
     (Verdict.SELF, lambda session, _: session.is_self),
-    (Verdict.REAPER, lambda session, _: session.application_name == REAPER_APPLICATION),
+    (Verdict.REAPER, lambda session, _: session.application_name in OWN_APPLICATIONS),
     (Verdict.BACKEND_TYPE, lambda session, _: session.backend_type not in (None, CLIENT_BACKEND)),
     (Verdict.ACTIVE, _in_use),
     (Verdict.TOO_YOUNG, _too_young),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.db import Error, connections
 
@@ -274,6 +274,23 @@ def reap_all(
         if at_most is not None:
             at_most -= report.signalled + report.would_signal
         yield report
+
+
+def end_chosen(
+    server: Server, alias: str, policy: Policy, chosen: Collection[tuple[int, datetime | None]]
+) -> list[Outcome]:
+    """Judge all sessions again, signal those of *chosen* that are due, and return their outcomes.
+
+    *chosen* has a pid and a backend_start for each session; those that have ended are left out.
+    Raises RunError, LostError and Django's database errors.
+    """
+    sessions = server.list_sessions()
+    _refuse_blind(server, alias, sessions, policy)
+    return [
+        _signalled(server, session) if verdict is Verdict.REAP else _not_signalled(session, verdict)
+        for session, verdict in judge_all(sessions, policy)
+        if (session.pid, session.backend_start) in chosen
+    ]
 
 
 def _signalled(server: Server, session: Session) -> Outcome:

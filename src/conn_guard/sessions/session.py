@@ -10,6 +10,9 @@ from enum import Enum
 CLIENT_BACKEND = "client backend"
 REAPER_APPLICATION = "conn_guard:idle_reaper"
 """The application_name of the reaper's own session; other reapers spare it by this name."""
+REPORT_APPLICATION = "conn_guard:report"
+"""The application_name of the report's own session, which counts as a slot and nowhere else."""
+OWN_APPLICATIONS = (REAPER_APPLICATION, REPORT_APPLICATION)
 
 
 class State(Enum):
@@ -83,7 +86,7 @@ class Session:
             self.state is State.IDLE
             and self.backend_type == CLIENT_BACKEND
             and not self.is_self
-            and self.application_name != REAPER_APPLICATION
+            and self.application_name not in OWN_APPLICATIONS
         )
 
     @property

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from conn_guard.checks import reaping_message
 from conn_guard.conf import Settings
-from conn_guard.management import arguments
+from conn_guard.management import arguments, filters
+from conn_guard.management.streams import stopped_by_signals
 from conn_guard.sessions.policy import Policy
 from conn_guard.sessions.reaper import Reaper, RunOptions, reap_all
 from conn_guard.sessions.render.advice import render_advice
@@ -48,70 +48,12 @@ class Command(BaseCommand):
         return parser
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Add the options, which _policy(), _run_options() and _run() read."""
+        """Add the options, which filters.policy(), _run_options() and _run() read."""
+        filters.add_aliases(
+            parser, every="Every PostgreSQL alias, each server, database and role once."
+        )
+        filters.add_filters(parser)
         add = parser.add_argument
-        which = parser.add_mutually_exclusive_group()
-        which.add_argument(
-            "--database",
-            action="append",
-            metavar="ALIAS",
-            help="An alias of DATABASES. Default: default.",
-        )
-        which.add_argument(
-            "--all-databases",
-            action="store_true",
-            help="Every PostgreSQL alias, each server, database and role once.",
-        )
-        add(
-            "--idle-for",
-            metavar="DURATION",
-            help="How long a session must be idle: 90s, 10m, 2h. Default: REAP_IDLE_FOR.",
-        )
-        add(
-            "--idle-in-transaction-for",
-            metavar="DURATION",
-            help=(
-                "End sessions that are idle in a transaction for this long, too. Default:"
-                " REAP_IDLE_IN_TRANSACTION_FOR; None spares them."
-            ),
-        )
-        add(
-            "--application-name",
-            action="append",
-            metavar="GLOB",
-            help="Only sessions with this application_name.",
-        )
-        add(
-            "--exclude-application-name",
-            action="append",
-            metavar="GLOB",
-            help="Spare sessions with this application_name.",
-        )
-        add(
-            "--user",
-            action="append",
-            metavar="ROLE",
-            help="Sessions of this role instead of the login role's; '*' means every role.",
-        )
-        add("--exclude-user", action="append", metavar="ROLE", help="Spare sessions of this role.")
-        add(
-            "--client",
-            action="append",
-            metavar="CIDR",
-            help="Only sessions from this network or address.",
-        )
-        add(
-            "--exclude-client",
-            action="append",
-            metavar="CIDR",
-            help="Spare sessions from this network or address, for example a pooler's.",
-        )
-        add("--any-database", action="store_true", help="Sessions in every database of the server.")
-        add(
-            "--keep",
-            metavar="N",
-            help="Spare the N most recently used sessions of each role and application.",
-        )
         add("--max", metavar="N", help="Signal at most N sessions a run, the longest idle first.")
         add(
             "--when-above",
@@ -164,7 +106,7 @@ class Command(BaseCommand):
         aliases, skipped = arguments.postgres_aliases(
             options["database"], every=options["all_databases"]
         )
-        policy = _policy(options, settings)
+        policy = filters.policy(options, settings)
         every = arguments.duration(options, "every")
         at_most = arguments.number(options, "max")
         metrics = _metrics_path(options)
@@ -188,7 +130,7 @@ class Command(BaseCommand):
             ):
                 self.stderr.write(one_line(line))
         with ExitStack() as stack:
-            stack.enter_context(_stopped_by_signals(stop))
+            stack.enter_context(stopped_by_signals(stop))
             for reaper in reapers:
                 stack.enter_context(reaper)
             if options["advise"]:
@@ -277,25 +219,6 @@ class Command(BaseCommand):
             self.stderr.flush()
 
 
-def _policy(options: Mapping[str, Any], settings: Settings) -> Policy:
-    return Policy(
-        idle_for=arguments.duration(options, "idle_for") or settings.reap_idle_for,
-        idle_in_transaction_for=(
-            arguments.duration(options, "idle_in_transaction_for")
-            or settings.reap_idle_in_transaction_for
-        ),
-        users=arguments.roles(options, "user"),
-        any_database=options["any_database"],
-        applications=arguments.texts(options["application_name"]),
-        clients=arguments.networks(options, "client"),
-        excluded_users=arguments.texts(options["exclude_user"]),
-        excluded_applications=arguments.texts(options["exclude_application_name"]),
-        excluded_clients=arguments.networks(options, "exclude_client"),
-        protected_applications=settings.protected_applications,
-        keep=arguments.number(options, "keep") or 0,
-    )
-
-
 def _run_options(options: Mapping[str, Any], settings: Settings, alias: str) -> RunOptions:
     return RunOptions(
         dry_run=options["dry_run"],
@@ -327,23 +250,3 @@ def _warnings(policy: Policy, aliases: Sequence[str]) -> Iterator[str]:
     for alias in aliases:
         if message := reaping_message(alias):
             yield f"{message.id}: {message.msg} {message.hint}"
-
-
-@contextmanager
-def _stopped_by_signals(stop: Stop) -> Iterator[None]:
-    """Let the first SIGTERM or SIGINT set *stop*; the second acts as it did before the block."""
-    earlier: dict[int, Any] = {}
-
-    def ask(signum: int, frame: object) -> None:
-        stop.signum = signum
-        signal.signal(signum, earlier[signum])
-
-    # Only the main thread may set handlers; call_command may run in another.
-    with suppress(ValueError):
-        for asked in (signal.SIGTERM, signal.SIGINT):
-            earlier[asked] = signal.signal(asked, ask)
-    try:
-        yield
-    finally:
-        for signum, handler in earlier.items():
-            signal.signal(signum, handler)

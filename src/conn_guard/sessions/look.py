@@ -1,0 +1,252 @@
+"""Looks at the whole server of an alias on a session of its own, without signals and locks."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from django.db import Error, connections
+
+from conn_guard.sessions.census import by_state, judge_all, nearest_limit
+from conn_guard.sessions.groups import Row, Setting, Snapshot, belongs, limit_kind
+from conn_guard.sessions.login import Identity, LostError, OwnSession, error_text, log_in
+from conn_guard.sessions.policy import Policy, Verdict
+from conn_guard.sessions.report import Exit, RunError
+from conn_guard.sessions.server import Server
+from conn_guard.sessions.session import CLIENT_BACKEND, REPORT_APPLICATION, Session
+from conn_guard.sessions.shape import MOST_CHARACTERS, shape
+from conn_guard.sessions.stop import Stop
+from conn_guard.text import sql_name
+
+logger = logging.getLogger("conn_guard.report")
+
+# The text is read for its shape alone, and dropped. It is read as bytes: in a database with another
+# encoding, sessions have texts that our driver can't decode. The server keeps
+# track_activity_query_size bytes; a multi-byte character at the end may leave four of them unused.
+LAST_STATEMENTS = """
+SELECT a.pid,
+       substring(textsend(a.query) FROM 1 FOR %(most)s) AS query,
+       octet_length(a.query) >= s.setting::int - 5 AS is_cut
+FROM pg_stat_activity a, pg_settings s
+WHERE a.backend_type = 'client backend' AND s.name = 'track_activity_query_size'
+"""
+
+# pg_blocking_pids locks the server's table of locks for a moment: only sessions that wait are asked
+# about, and no more than a hundred.
+BLOCKED = """
+SELECT w.pid, pg_blocking_pids(w.pid) AS blockers
+FROM (SELECT DISTINCT pid FROM pg_locks WHERE NOT granted AND pid IS NOT NULL LIMIT 100) AS w
+"""
+
+# reset_val is the value at login; our own session has changed its timeouts since.
+SETTINGS = """
+SELECT name, reset_val::bigint AS value, coalesce(unit, '') AS unit
+FROM pg_settings
+WHERE vartype = 'integer' AND name IN (
+    'client_connection_check_interval', 'idle_in_transaction_session_timeout',
+    'idle_session_timeout', 'max_connections', 'rds.rds_superuser_reserved_connections',
+    'reserved_connections', 'statement_timeout', 'superuser_reserved_connections',
+    'transaction_timeout')
+ORDER BY name
+"""
+
+
+class Observer:
+    """Looks for one alias, as often as it is asked to; close() ends its own session."""
+
+    def __init__(
+        self,
+        alias: str,
+        policy: Policy,
+        *,
+        pooled: bool = False,
+        stop: Stop | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        """*pooled* says that the project declared a pooler in session mode; *tell* gets lines.
+
+        Only a login that fails is told: everything else is in the snapshot.
+        """
+        self.alias = alias
+        self._policy = policy
+        self._pooled = pooled
+        self._stop = stop or Stop()
+        self._tell = tell or (lambda line: None)
+        self._server: Server | None = None
+        self._earlier: OwnSession | None = None
+        self._is_told = False
+
+    def __enter__(self) -> Observer:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the session of its own."""
+        if self._server is not None:
+            self._server.close()
+        self._server = None
+
+    def look(self, *, seen: dict[Identity, str] | None = None) -> Snapshot:
+        """Look once and return the snapshot, also of a failure.
+
+        *seen* has the aliases that were looked at already by server, database and role.
+        """
+        started = time.monotonic()
+        snapshot = Snapshot(alias=self.alias, policy=self._policy)
+        try:
+            snapshot = self._look(snapshot, {} if seen is None else seen)
+        except RunError as error:
+            snapshot = replace(snapshot, failure=str(error), failed_with=error.exit_code)
+        except LostError as error:
+            text = error_text(error, self.alias)
+            failure = f"{self.alias}: the report's own session ended: {text}"
+            snapshot = replace(snapshot, failure=failure, failed_with=Exit.UNREACHABLE)
+        except Exception as error:
+            logger.debug("The look at %s failed.", self.alias, exc_info=True)
+            text = error_text(error, self.alias)
+            failure = f"{self.alias}: unexpected {type(error).__name__}: {text}"
+            snapshot = replace(snapshot, failure=failure, failed_with=Exit.UNEXPECTED)
+        if snapshot.failure is not None:
+            self.close()
+        return replace(snapshot, seconds=time.monotonic() - started)
+
+    def _look(self, snapshot: Snapshot, seen: dict[Identity, str]) -> Snapshot:
+        server = self.server()
+        session = server.session
+        snapshot = replace(snapshot, address=session.address)
+        if (first := seen.setdefault(self._identity(session), self.alias)) != self.alias:
+            note = f"{self.alias} leads to the same place as {first}: reported once"
+            return replace(snapshot, mirror_of=first, notes=[note])
+        policy = self._scope(session)
+        sessions = server.list_sessions()
+        lasts = {
+            row["pid"]: shape(
+                bytes(row["query"] or b"").decode(errors="replace"), is_cut=row["is_cut"]
+            )
+            for row in session.rows(LAST_STATEMENTS, {"most": MOST_CHARACTERS + 1})
+        }
+        limits = server.limits()
+        slots = nearest_limit(sessions, policy, limits)
+        refusal, rights = _refusal(sessions, policy)
+        hides = any(each.hidden and belongs(each, in_scope=False) for each in sessions)
+        needed = ["pg_read_all_stats"] * hides + [
+            right for right in rights if right != "pg_read_all_stats" or not hides
+        ]
+        verdicts = (
+            {}
+            if refusal
+            else {session.pid: verdict for session, verdict in judge_all(sessions, policy)}
+        )
+        return replace(
+            snapshot,
+            server_version=f"{session.version_num // 10000}.{session.version_num % 10000}",
+            observed_at=max((each.observed_at for each in sessions), default=None),
+            policy=policy,
+            rows=list(_rows(sessions, policy, verdicts, lasts, self._blocked(session))),
+            census=by_state(sessions),
+            limits=limits,
+            slots=slots,
+            slots_limit=limit_kind(sessions, policy, limits, slots),
+            held_by_role=Counter(
+                each.user or ""
+                for each in sessions
+                if each.database and each.backend_type == CLIENT_BACKEND
+            ),
+            refusal=refusal,
+            grant=_grant(server, needed) if needed else "",
+            is_superuser=session.is_superuser,
+            settings={
+                row["name"]: Setting(row["value"], row["unit"]) for row in session.rows(SETTINGS)
+            },
+        )
+
+    def _blocked(self, session: OwnSession) -> dict[int, tuple[int, ...]]:
+        try:
+            return {row["pid"]: tuple(row["blockers"]) for row in session.rows(BLOCKED)}
+        except Error:  # a busy table of locks, and our statement_timeout
+            logger.warning("%s: it could not be asked which sessions wait.", self.alias)
+            return {}
+
+    def _scope(self, session: OwnSession) -> Policy:
+        policy = replace(self._policy, login_role=session.login_role, database=session.database)
+        if session.alias != self.alias and not policy.users:
+            # Logged in by another alias: the sessions to judge are still those of this one's role.
+            policy = replace(policy, users=(connections.settings[self.alias]["USER"],))
+        return policy
+
+    def server(self) -> Server:
+        """Return the server as our own session sees it; log in if necessary. Raises RunError."""
+        if self._server is None:
+            # With --watch, a login that keeps failing is told once.
+            is_told, self._is_told = self._is_told, True
+            session = log_in(
+                self.alias,
+                pooled=self._pooled,
+                stop=self._stop,
+                tell=(lambda line: None) if is_told else self._tell,
+                earlier=self._earlier,
+                application_name=REPORT_APPLICATION,
+            )
+            self._is_told = False
+            self._server, self._earlier = Server(session), session
+        return self._server
+
+    def _identity(self, session: OwnSession) -> Identity:
+        if session.alias == self.alias:
+            return session.identity
+        return replace(session.identity, login_role=connections.settings[self.alias]["USER"])
+
+
+def look_at_all(observers: Iterable[Observer], *, stop: Stop) -> Iterator[Snapshot]:
+    """Look once with each of *observers* and yield its snapshot; the same place is yielded once."""
+    seen: dict[Identity, str] = {}
+    for observer in observers:
+        if stop.signum is not None:
+            break
+        yield observer.look(seen=seen)
+
+
+def _rows(
+    sessions: Iterable[Session],
+    policy: Policy,
+    verdicts: Mapping[int, Verdict],
+    lasts: Mapping[int, str],
+    blocked: Mapping[int, tuple[int, ...]],
+) -> Iterator[Row]:
+    for session in sessions:
+        if belongs(session, in_scope=policy.covers(session)):
+            yield Row(
+                session=session,
+                verdict=verdicts.get(session.pid),
+                last=lasts.get(session.pid, ""),
+                blocked_by=blocked.get(session.pid, ()),
+            )
+
+
+def _refusal(sessions: Sequence[Session], policy: Policy) -> tuple[str, list[str]]:
+    """Return why idle_reaper would refuse these *sessions*, and the rights that it lacks."""
+    candidates = [each for each in sessions if policy.might_reap(each)]
+    hidden = sum(each.hidden for each in candidates)
+    forbidden = sum(not each.may_signal for each in candidates)
+    faults = [f"may not see {hidden}"] * bool(hidden) + [f"may not signal {forbidden}"] * bool(
+        forbidden
+    )
+    rights = ["pg_read_all_stats"] * bool(hidden) + ["pg_signal_backend"] * bool(forbidden)
+    return " and ".join(faults), rights
+
+
+def _grant(server: Server, rights: Sequence[str]) -> str:
+    """Return the SQL that grants *rights* to the login role so that it can use them."""
+    role = sql_name(server.session.login_role)
+    grant = f"GRANT {', '.join(rights)} TO {role}"
+    if server.inherits_grants():
+        return f"{grant};"
+    # From PostgreSQL 16 on, each grant says whether it is inherited; before, the role does.
+    if server.session.version_num >= 160000:
+        return f"{grant} WITH INHERIT TRUE;"
+    return f"ALTER ROLE {role} INHERIT; {grant};"
