@@ -53,7 +53,6 @@ class Screen:
             await asyncio.sleep(0.02)
             await self._pilot.pause()
 
-
     async def ends(self) -> None:
         """Wait until the view has been left."""
         until = asyncio.get_running_loop().time() + 20
@@ -106,7 +105,9 @@ def test_slots_groups_and_what_they_mean_are_shown(view, server):
         assert screen.cells[1][:4] == ["3", "idle", "shop", "app"]
         await screen.shows(r"1/\d The server hides 1 of 4", "GRANT pg_read_all_stats TO app")
         await screen.press("m")
-        await screen.shows("idle_reaper would end 3 sessions now", "conn-guard reap --database own --dry-run")
+        await screen.shows(
+            "idle_reaper would end 3 sessions now", "conn-guard reap --database own --dry-run"
+        )
 
     view(play)
 
