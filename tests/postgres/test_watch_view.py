@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,7 +53,6 @@ class Screen:
             assert asyncio.get_running_loop().time() < until, self.text
             await asyncio.sleep(0.02)
             await self._pilot.pause()
-
 
     async def ends(self) -> None:
         """Wait until the view has been left."""
@@ -106,7 +106,7 @@ def test_slots_groups_and_what_they_mean_are_shown(view, server):
         assert screen.cells[1][:4] == ["3", "idle", "shop", "app"]
         await screen.shows(r"1/\d The server hides 1 of 4", "GRANT pg_read_all_stats TO app")
         await screen.press("m")
-        await screen.shows("idle_reaper would end 3 sessions now", "conn-guard reap --database own --dry-run")
+        await screen.shows("would end 3 sessions now", "conn-guard reap --database own --dry-run")
 
     view(play)
 
@@ -340,3 +340,11 @@ def test_an_unexpected_error_of_a_look_is_raised_to_the_command(view):
     app.run = lambda: app.return_value
     with pytest.raises(ZeroDivisionError):
         watch(app)
+
+
+def test_the_page_names_each_key():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "conn_report.md").read_text("utf-8")
+    cells = re.findall(r"^\| ([^|]+) \|", page.split("| key |")[1], re.MULTILINE)
+    keys = {"/": "slash", "?": "question_mark", "Enter": "enter", "Esc": "escape"}
+    named = {keys.get(each, each) for cell in cells for each in re.findall(r"[\w?/]+", cell)}
+    assert {each.key for each in WatchApp.BINDINGS} <= named
