@@ -93,7 +93,7 @@ def view(server: OwnServer, monkeypatch) -> Callable[..., WatchApp]:
             app.close()
         return app
 
-    with server.alias(), server.alias("other", NAME="template1"):
+    with server.alias(), server.alias("second", NAME="template1"):
         yield run
 
 
@@ -309,9 +309,9 @@ def test_the_next_alias_is_shown(view):
     async def play(screen: Screen) -> None:
         await screen.shows("own app@")
         await screen.press("a")
-        await screen.shows("other app@")
+        await screen.shows("second app@")
 
-    view(play, aliases=("own", "other"))
+    view(play, aliases=("own", "second"))
 
 
 def test_q_leaves_and_closes_the_views_own_session(view, server, until):
