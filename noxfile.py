@@ -91,12 +91,14 @@ def leaks(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """draw docs/images/demo.svg from a run of the demo, and check the links of all pages"""
+    """draw demo.svg and watch.svg in docs/images from runs, and check the links of all pages"""
     install(session, "test")
     picture = HERE / "docs" / "images" / "demo.svg"
     report = Path(session.virtualenv.location) / "report.html"
     demo = ["example_project/manage.py", "demo", "--report", str(report)]
     session.run("python", *demo, "--picture", str(picture))
+    watched = picture.with_name("watch.svg")
+    session.run("python", "example_project/manage.py", "picture_watch", str(watched))
     session.run("python", "-m", "pytest", "-q", "tests/house/test_links.py")
 
 

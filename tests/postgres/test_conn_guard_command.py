@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+from conn_guard.__main__ import COMMANDS
 from conn_guard.management.commands import idle_reaper
+from conn_guard.management.dsn import alias_settings
 from tests.support.own_server import OwnServer
 
 VARIABLES = ("PG", "DATABASE_URL", "DJANGO_SETTINGS_MODULE", "CONN_GUARD")
@@ -187,3 +191,22 @@ def test_probe_is_refused_in_one_line_where_this_version_has_none(conn_guard):
 def test_help_and_version_need_no_server(conn_guard):
     assert conn_guard("--help").stdout.startswith("usage: conn-guard ")
     assert re.fullmatch(r"conn-guard [\d.]+\n", conn_guard("--version").stdout)
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "conn-guard.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("line", re.findall(r"^conn-guard .*$", PAGE, re.MULTILINE))
+def test_the_commands_of_the_page_run(conn_guard, url, line):
+    assert conn_guard(*shlex.split(line)[1:], DATABASE_URL=url).returncode == 0
+
+
+def test_the_page_has_each_command():
+    assert re.findall(r"^\| `conn-guard (\w+)` \|", PAGE, re.MULTILINE) == list(COMMANDS)
+
+
+def test_the_dsns_of_the_page_can_be_read():
+    dsns = re.findall(r"^\| `([^`]*(?:://|=)[^`]*)` \|", PAGE, re.MULTILINE)
+    assert len(dsns) == 5
+    for dsn in dsns:
+        assert alias_settings(dsn, {})

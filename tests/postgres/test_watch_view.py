@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,7 +93,7 @@ def view(server: OwnServer, monkeypatch) -> Callable[..., WatchApp]:
             app.close()
         return app
 
-    with server.alias(), server.alias("other", NAME="template1"):
+    with server.alias(), server.alias("second", NAME="template1"):
         yield run
 
 
@@ -105,9 +106,7 @@ def test_slots_groups_and_what_they_mean_are_shown(view, server):
         assert screen.cells[1][:4] == ["3", "idle", "shop", "app"]
         await screen.shows(r"1/\d The server hides 1 of 4", "GRANT pg_read_all_stats TO app")
         await screen.press("m")
-        await screen.shows(
-            "idle_reaper would end 3 sessions now", "conn-guard reap --database own --dry-run"
-        )
+        await screen.shows("would end 3 sessions now", "conn-guard reap --database own --dry-run")
 
     view(play)
 
@@ -310,9 +309,9 @@ def test_the_next_alias_is_shown(view):
     async def play(screen: Screen) -> None:
         await screen.shows("own app@")
         await screen.press("a")
-        await screen.shows("other app@")
+        await screen.shows("second app@")
 
-    view(play, aliases=("own", "other"))
+    view(play, aliases=("own", "second"))
 
 
 def test_q_leaves_and_closes_the_views_own_session(view, server, until):
@@ -341,3 +340,11 @@ def test_an_unexpected_error_of_a_look_is_raised_to_the_command(view):
     app.run = lambda: app.return_value
     with pytest.raises(ZeroDivisionError):
         watch(app)
+
+
+def test_the_page_names_each_key():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "conn_report.md").read_text("utf-8")
+    cells = re.findall(r"^\| ([^|]+) \|", page.split("| key |")[1], re.MULTILINE)
+    keys = {"/": "slash", "?": "question_mark", "Enter": "enter", "Esc": "escape"}
+    named = {keys.get(each, each) for cell in cells for each in re.findall(r"[\w?/]+", cell)}
+    assert {each.key for each in WatchApp.BINDINGS} <= named

@@ -104,14 +104,14 @@ class Lines(ScrollView, can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         """Return the line *y* of what is visible: the titles, or a line of the table."""
-        width = self.size.width
+        width, base = self.size.width, self.rich_style
         if y == 0:
-            return _strip(self._joined(self._table.titles), Style(bold=True, dim=True), width)
+            return _strip(self._joined(self._table.titles), base + Style(bold=True), width)
         at = self.scroll_offset.y + y - 1
         if at >= len(self._table.lines):
-            return Strip.blank(width)
+            return Strip.blank(width, base)
         line = self._table.lines[at]
-        style = Style(bold=bool(line.would_end), reverse=at == self._at)
+        style = base + Style(bold=bool(line.would_end), reverse=at == self._at)
         return _strip(self._joined(line.cells), style, width)
 
     def action_select(self, by: int) -> None:
@@ -182,6 +182,7 @@ class Help(ModalScreen[None]):
 class WatchApp(App[Sequence[Snapshot] | Exception]):
     """The view; its result is None, or the snapshots or the error that it could not go on with."""
 
+    TITLE = "conn_report --watch"
     ENABLE_COMMAND_PALETTE = False
     CSS = """
     #address, #slots, #detail, #said { height: 1; }
@@ -190,7 +191,7 @@ class WatchApp(App[Sequence[Snapshot] | Exception]):
     #detail { color: $text-muted; }
     #filter { height: 1; border: none; padding: 0; display: none; }
     #dialog { width: 78; max-width: 100%; height: auto; padding: 1 1; background: $panel; }
-    Lines { height: 1fr; overflow-x: hidden; }
+    Lines { height: 1fr; overflow-x: hidden; background: $background; }
     Question, Help { align: center middle; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
