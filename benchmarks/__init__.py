@@ -1,3 +1,1 @@
-"""What conn_guard costs and what it gives back: this room holds measurements that are run by hand,
-none of them a test.
-"""
+"""Measurements of conn_guard's cost and effect; they are run by hand and are no tests."""

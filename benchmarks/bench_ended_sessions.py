@@ -1,9 +1,9 @@
-"""How many requests fail when the server ends sessions at rest: this room holds the table of
-``docs/explanation``.
+"""Count the requests that fail after the server has ended idle sessions.
 
-``python -m benchmarks.bench_ended_sessions`` ends the sessions of every thread while all of them
-rest, as a reaper, an ``idle_session_timeout`` or a failover does, with Django's own engine and with
-conn_guard's."""
+``python -m benchmarks.bench_ended_sessions`` ends the sessions of all threads while the threads are
+idle, as a reaper, an ``idle_session_timeout`` or a failover does. It does so with Django's engine
+and with conn_guard's, and prints the table of ``docs/explanation/the-engine.md``.
+"""
 
 from __future__ import annotations
 
@@ -67,8 +67,9 @@ def main() -> None:
 
 @contextmanager
 def _alias(engine: str, own: dict[str, Any]) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Yield the name of an alias on *engine*, and a function that ends its sessions and waits until
-    they have left.
+    """Yield the name of an alias on *engine*, and a function that ends its sessions.
+
+    The function returns when the sessions have left the server.
     """
     from django.db import connections
     from django.db.backends.postgresql.base import Database

@@ -1,12 +1,14 @@
-"""What looking before use costs and what it buys: this room holds the ratio of the engine to
-Django's own.
+"""Compare the cost of a statement on conn_guard's engine with Django's own.
 
 ``python -m benchmarks.bench_engine`` measures single statements on one processor, with one thread
-and with eight; ``--driver psycopg2`` takes the older driver. The engines take turns in short blocks
-on the same server, so that other programs slow both down alike, and the quickest twentieth of the
-blocks is what nobody disturbed. Beside it stands the processor time that the engine adds on the
-application's side, which other programs hardly disturb. ``--gthread`` measures requests a second on
-gunicorn's gthread worker with CONN_MAX_AGE = 60 and 0."""
+and with eight; ``--driver psycopg2`` takes the older driver.
+
+The engines take turns in short blocks on the same server, so that other programs slow down both
+alike. The result is the quickest twentieth of the blocks, which other programs disturbed least. The
+last column is the processor time that the engine adds in the application's process.
+
+``--gthread`` measures requests a second on gunicorn's gthread worker with CONN_MAX_AGE = 60 and 0.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,7 @@ def main() -> None:
 
 def _print_statements(url: str, options: argparse.Namespace) -> None:
     if options.driver == "psycopg2":
-        # Django takes psycopg 3 wherever it can be imported.
+        # Django uses psycopg 3 if it can be imported.
         sys.modules["psycopg"] = None  # type: ignore[assignment]
     import django
     import environ
@@ -136,10 +138,9 @@ def _in_atomic(connection: Any) -> None:
 def _take_turns(
     statement: Callable[[Any], None], threads: int, blocks: int, queries: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Return, by alias, the seconds of each block and the processor's seconds of each thread's part
-    of it.
+    """Return, by alias, the seconds of each block and the processor seconds of each thread in it.
 
-    Every thread keeps its connections throughout.
+    Every thread keeps its connections during the whole measurement.
     """
     from django.db import connections
 
@@ -174,7 +175,7 @@ def _take_turns(
 
 
 def _order(block: int) -> list[str]:
-    """Return who begins: each engine in half of the blocks."""
+    """Return the order of the engines in *block*: each is first in half of the blocks."""
     return list(ENGINES) if block % 2 else list(reversed(ENGINES))
 
 

@@ -1,12 +1,14 @@
-"""What the app and its middleware cost: this room holds the ratio to bare Django, by pairs of
-interleaved runs.
+"""Compare the cost of a request with the app and its middleware to bare Django.
 
-``python -m benchmarks.bench_middleware`` measures whole requests on gunicorn's gthread worker and
-on uvicorn, and Django's handlers alone, without a server around them, where nothing hides the cost.
-The clock is the processor time of the process that serves, which other programs disturb least and
-which leaves PostgreSQL's own time out; ``--clock wall`` takes the time that a client waits. All of
-it runs on one processor: on several, threads that wake each other from afar cost more than what is
-measured."""
+``python -m benchmarks.bench_middleware`` runs both in interleaved pairs. It measures whole requests
+on gunicorn's gthread worker and on uvicorn, and Django's handlers without a server, where the added
+cost is the largest part.
+
+The clock is the processor time of the serving process. Other programs disturb it least, and it
+leaves PostgreSQL's time out. ``--clock wall`` takes the time that a client waits. All processes run
+on one processor: on several, waking a thread on another one costs more than the difference that is
+measured.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,11 @@ from tests.leaks.harness import Cell, environment_of
 from tests.leaks.servers import SERVERS
 
 Run = Callable[[str, int], float]
-"""Takes a path and a number of requests, and returns the seconds that they took on the chosen
-clock.
-"""
+"""Takes a path and a number of requests; returns their seconds on the chosen clock."""
 
 VIEWS = {"without a query": "/nothing/", "one query": "/sync_query/"}
-# Under WSGI a persistent connection is the usual setting, and the one where a query is cheapest;
-# ASGI has none.
+# Under WSGI a persistent connection is the usual setting and makes a query cheapest. Under ASGI
+# connections don't persist.
 SERVED = {"WSGI": ("gunicorn-gthread", "60"), "ASGI": ("uvicorn", "0")}
 
 
@@ -79,7 +79,7 @@ def _compare(runs: list[Run], path: str, pairs: int, requests: int) -> str:
         run(path, requests)
     seconds: list[tuple[float, float]] = []
     for pair in range(pairs):
-        # Each goes first as often as the other: what comes second finds warmer caches.
+        # Each is first in half of the pairs, because the second run finds warmer caches.
         if pair % 2:
             one = bare(path, requests)
             seconds.append((one, ours(path, requests)))
@@ -87,7 +87,7 @@ def _compare(runs: list[Run], path: str, pairs: int, requests: int) -> str:
             other = ours(path, requests)
             seconds.append((bare(path, requests), other))
     ratios = sorted(other / one for one, other in seconds)
-    # The order statistics that enclose the median in 95 of 100 cases.
+    # These order statistics enclose the median in 95 of 100 cases.
     reach = round(0.98 * len(ratios) ** 0.5)
     middle = len(ratios) // 2
     low, high = ratios[max(0, middle - reach)], ratios[min(len(ratios) - 1, middle + reach)]
@@ -100,7 +100,7 @@ def _compare(runs: list[Run], path: str, pairs: int, requests: int) -> str:
 
 @contextmanager
 def _server(interface: str, column: str, url: str, aliases: int, clock: str) -> Iterator[Run]:
-    """Yield a run of whole requests, one after the other over one connection that is kept alive."""
+    """Yield a function that makes requests one after the other over one HTTP connection."""
     name, setting = SERVED[interface]
     with served(SERVERS[name], column, url, setting=setting, aliases=aliases) as (port, _):
 
@@ -112,8 +112,8 @@ def _server(interface: str, column: str, url: str, aliases: int, clock: str) -> 
             )
 
         def run(path: str, requests: int) -> float:
-            # A connection for each run: servers end one that rests while the other server has its
-            # turn.
+            # A new HTTP connection for each run: a server closes one that is idle during the other
+            # server's run.
             with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as client:
                 began = now(client)
                 for _ in range(requests):
@@ -125,7 +125,7 @@ def _server(interface: str, column: str, url: str, aliases: int, clock: str) -> 
 
 @contextmanager
 def _handler(interface: str, column: str, url: str, aliases: int, clock: str) -> Iterator[Run]:
-    """Yield a run of Django's handler, in a process of its own: two Djangos don't fit into one."""
+    """Yield a function that calls Django's handler in a process of its own."""
     setting = SERVED[interface][1]
     environ = environment_of(Cell("uvicorn", "nothing", setting, column), url, "benchmark-handler")
     environ["LEAKS_ALIASES"] = ",".join(["default", "second", "third"][:aliases])

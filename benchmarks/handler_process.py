@@ -1,6 +1,4 @@
-"""One Django and its handler: this room holds the process that ``bench_middleware`` asks for runs,
-line by line.
-"""
+"""A process with one Django handler; ``bench_middleware`` writes it one line for each run."""
 
 from __future__ import annotations
 

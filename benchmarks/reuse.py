@@ -1,8 +1,8 @@
-"""Whether persistent connections stay useful: this room holds the count of backends that serve 50
-requests.
+"""Count the backends that serve 50 requests over persistent connections.
 
-``python -m benchmarks.reuse`` asks gunicorn's sync and gthread workers with CONN_MAX_AGE = 60: one
-backend, and one for each thread at most, are what Django alone uses."""
+``python -m benchmarks.reuse`` uses gunicorn's sync and gthread workers with CONN_MAX_AGE = 60.
+Django alone uses one backend on sync, and at most one for each thread on gthread.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""This room holds what the benchmarks share: leaky_site on a real server, with and without
-conn_guard.
-"""
+"""leaky_site on a real server, with and without conn_guard, for all benchmarks."""
 
 from __future__ import annotations
 
@@ -19,18 +17,18 @@ COLUMNS = ("django", "middleware")
 
 
 def stay_on_one_processor() -> None:
-    """Keep this process, and what it starts from now on, on one processor, where the system allows
-    it.
+    """Keep this process and its later children on one processor, if the system supports it.
 
-    On several the kernel keeps one session beside its client and wakes another from afar: 30 µs for
-    one and 90 for the other."""
+    On several, the kernel may run a session on its client's processor or on another: a statement
+    takes 30 µs in one case and 90 µs in the other.
+    """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 
 
 @contextmanager
 def database() -> Iterator[str]:
-    """Yield the address of the server in DATABASE_URL, or of one of our own."""
+    """Yield the URL of the server in DATABASE_URL, or of a server that is started here."""
     if url := os.environ.get("DATABASE_URL"):
         yield url.partition("?")[0]
     else:
@@ -42,9 +40,7 @@ def database() -> Iterator[str]:
 def served(
     server: Server, column: str, url: str, *, setting: str = "0", aliases: int = 1
 ) -> Iterator[tuple[int, Callable[[], int]]]:
-    """Yield the port of *server*, which serves leaky_site, and a function that counts its
-    sessions.
-    """
+    """Yield the port of *server* with leaky_site, and a function that counts its sessions."""
     name = f"benchmark-{secrets.token_hex(6)}"
     environ = environment_of(Cell(server.name, "nothing", setting, column), url, name)
     environ["LEAKS_ALIASES"] = ",".join(["default", "second", "third"][:aliases])
@@ -53,7 +49,7 @@ def served(
 
 
 def get(client: HTTPConnection, path: str) -> bytes:
-    """Return the body of *path*; RuntimeError for any answer but 200."""
+    """Return the body of *path*. Raises RuntimeError for any status but 200."""
     client.request("GET", path)
     answer = client.getresponse()
     body = answer.read()

@@ -1,8 +1,8 @@
-"""Who holds a slot while a client reads slowly: this room holds the peak of sessions under fifty
-slow readers.
+"""Count the sessions that are open while clients read slowly.
 
-``python -m benchmarks.slow_readers`` has 50 clients read an answer of 5 MB at leisure, and looks
-into pg_stat_activity."""
+``python -m benchmarks.slow_readers`` lets 50 clients slowly read an answer of 5 MB, and prints the
+peak of sessions in pg_stat_activity.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ READS = 40
 PAUSE = 0.05
 SERVED = [
     SERVERS["uvicorn"],
-    # A thread for each reader; with fewer, the others would wait in line.
+    # One thread for each reader; with fewer threads some readers would wait.
     replace(
         SERVERS["gunicorn-gthread"],
         arguments=SERVERS["gunicorn-gthread"].arguments.replace("--threads 8", "--threads 64"),
@@ -38,8 +38,9 @@ def main() -> None:
 
 
 def _peak(server: Server, column: str, url: str, path: str) -> int:
-    """Return the most sessions that were there at once, after every reader had the beginning of its
-    answer.
+    """Return the peak of sessions from half a second after every answer has begun.
+
+    Under ASGI a connection is given back while the answer is sent, not before.
     """
     with served(server, column, url) as (port, count):
         begun = threading.Barrier(READERS + 1)
@@ -49,6 +50,7 @@ def _peak(server: Server, column: str, url: str, path: str) -> int:
         for reader in readers:
             reader.start()
         begun.wait(60)
+        time.sleep(0.5)
         peak = 0
         while any(reader.is_alive() for reader in readers):
             peak = max(peak, count())
@@ -58,7 +60,7 @@ def _peak(server: Server, column: str, url: str, path: str) -> int:
 
 def _read_slowly(port: int, path: str, begun: threading.Barrier) -> None:
     with socket.socket() as client:
-        # Small, so that the answer waits in the server and not in the kernel.
+        # A small buffer, so that the answer waits in the server and not in the kernel.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
         client.connect(("127.0.0.1", port))
         client.sendall(

@@ -111,3 +111,10 @@ def redis_server() -> Iterator[str]:
     """The address of a Redis server that lives as long as the test run."""
     with programs.redis() as address:
         yield address
+
+
+@pytest.fixture(autouse=True)
+def _ended_connections_are_logged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no thread of an earlier test wait for a minute with its line of the log."""
+    monkeypatch.setattr("conn_guard.connections.events.LEAST_PAUSE_S", 0.3)
+    monkeypatch.setattr("conn_guard.connections.events._GATHER_S", 0.3)

@@ -1,4 +1,4 @@
-"""This room holds the settings of the tests, read from the environment by django-environ."""
+"""The settings of the tests, read from the environment by django-environ."""
 
 import environ
 

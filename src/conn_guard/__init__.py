@@ -1,6 +1,4 @@
-"""conn_guard ends the leak of PostgreSQL connections; this room holds the public names, resolved
-when first asked for.
-"""
+"""The public names of conn_guard, which ends the leak of PostgreSQL connections."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that the pure rooms can be imported without Django.
+    # Lazy, so that the pure modules can be imported without Django.
     if name in __all__:
         from conn_guard.connections import helpers
 

@@ -1,4 +1,4 @@
-"""Django's door: this room holds what installing the app sets up."""
+"""The app's configuration: INSTALLED_APPS needs only ``conn_guard``."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from django.apps import AppConfig
 
 
 class ConnGuardConfig(AppConfig):
-    """Registers the system checks and gives every connection an owner."""
+    """Registers the system checks and gives every new connection an owner."""
 
     name = "conn_guard"
     verbose_name = "conn_guard"
 
     def ready(self) -> None:
-        """Connect receivers and register checks; it never raises."""
-        # Imported here, because importing this module must not load Django's database layer.
+        """Register checks and connect receivers; never raises."""
+        # Imported here: Django imports this module early, and it must not load the database layer.
         from conn_guard import checks
         from conn_guard.connections import ownership
 

@@ -1,6 +1,4 @@
-"""Where Django's requests pass: this room holds the middleware, which is wiring around one
-RequestScope.
-"""
+"""The middleware: it connects each request and its response to one RequestScope."""
 
 from __future__ import annotations
 
@@ -67,15 +65,15 @@ class ConnectionGuardMiddleware:
         try:
             response = _attach(await self.get_response(request), scope)
         except BaseException:
-            # Cancelled: the thread of the request's synchronous code may still be busy, and closes
-            # what it owns as it ends.
+            # If the request was cancelled, its synchronous code may still run on another thread.
+            # That thread closes its own connections when it ends.
             scope.finish()
             raise
         if _is_ready(response):
             if scope.waits or _is_large(response):
                 await scope.aend()
             else:
-                # A visit to the thread of the synchronous code would cost more than all the rest.
+                # aend() switches to the thread of the synchronous code, which is the costly part.
                 scope.end()
         return response
 
@@ -89,44 +87,38 @@ def _scope(request: HttpRequest) -> RequestScope | None:
         view=functools.partial(_view_of, request),
         keep_persistent=settings.close == "auto" and not is_asgi,
         close_found=settings.close == "always",
-        # Where no owner would end it, the request itself has to.
+        # Without an owner that closes it later, the request itself must close the connection.
         waits=not (is_asgi and settings.close_with_owner and scopes.has_own_thread()),
     )
 
 
 def _view_of(request: HttpRequest) -> str:
-    """Return the dotted path of the view, with the name of its URL where it has one, or the path
-    where none was found.
-    """
+    """Return the view's dotted path and URL name, or the URL's path if no view was found."""
     match = request.resolver_match
     if match is None:
         return request.path
     return f"{match._func_path} ({match.view_name})" if match.url_name else match._func_path
 
 
-_TAKEN_WHOLE_BYTES = 64 * 1024
-"""A body up to this size fits into a server's write buffer, so no client can be slow to take it."""
+_BUFFERED_BYTES = 64 * 1024
+"""A body up to this size fits into a server's write buffer, so a slow client doesn't delay it."""
 
 
 def _is_large(response: HttpResponseBase) -> bool:
-    return response.streaming or len(cast("HttpResponse", response).content) > _TAKEN_WHOLE_BYTES
+    return response.streaming or len(cast("HttpResponse", response).content) > _BUFFERED_BYTES
 
 
 def _is_ready(response: HttpResponseBase) -> bool:
-    """Return whether sending *response* needs no connection, so that a slow client need not hold
-    one.
-    """
+    """Return whether *response* can be sent without a database connection."""
     if isinstance(response, FileResponse):
-        return _is_real(response.file_to_stream)
+        return _needs_no_database(response.file_to_stream)
     return not response.streaming
 
 
-def _is_real(file: Any) -> bool:
-    """Return whether *file* is one of the operating system's, or in memory: reading it asks no
-    database.
-    """
+def _needs_no_database(file: Any) -> bool:
+    """Return whether *file* is a file of the operating system or in memory."""
     while isinstance(file, File):
-        # A storage may open its file when it is first asked for it.
+        # Some storages open their file at the first access, so ``file`` may be missing.
         file = vars(file).get("file") or vars(file).get("_file")
     if isinstance(file, tempfile._TemporaryFileWrapper):
         file = file.file
@@ -136,9 +128,7 @@ def _is_real(file: Any) -> bool:
 
 
 def _attach(response: HttpResponseBase, scope: RequestScope) -> HttpResponseBase:
-    """Let *scope* end with the body of *response* where that is a stream, and finish when it is
-    closed.
-    """
+    """Make *scope* end with a streamed body of *response*, and finish when *response* is closed."""
     response.close = _Close(response, scope)  # type: ignore[method-assign]
     if response.streaming and not isinstance(response, FileResponse):
         stream = _astream if getattr(response, "is_async", False) else _stream
@@ -162,24 +152,23 @@ async def _astream(content: AsyncIterator[bytes], scope: RequestScope) -> AsyncI
 
 
 class _Close:
-    """The ``close()`` of one response: Django's, and then the last end of the request's
-    connections.
+    """The ``close()`` of one response: Django's own first, then the end of the request's scope.
 
-    Whatever queries in a ``close()`` or in a receiver of ``request_finished`` has run by then. It
-    refers to the response weakly, since a cycle would leave every response to the garbage
-    collector.
+    In this order, queries in ``close()`` and in receivers of ``request_finished`` have run before
+    the connections end. The reference to the response is weak: with a cycle, every response would
+    wait for the garbage collector.
     """
 
     def __init__(self, response: HttpResponseBase, scope: RequestScope | None) -> None:
         self.response = weakref.ref(response)
         own = vars(response).get("close")
-        # A view may return the same response again and again.
+        # A view may return the same response object for every request.
         self.own: Callable[[], None] | None = own.own if isinstance(own, _Close) else own
         self.scope = scope
 
     def __call__(self) -> None:
         response = self.response()
-        # Where requests share the response, this is the close of the one that runs here.
+        # If requests share the response object, this call belongs to the request that runs here.
         scope = scopes.current_scope() or self.scope
         try:
             if self.own is not None:
@@ -191,6 +180,6 @@ class _Close:
                 scope.finish()
 
     def __reduce__(self) -> tuple[type[_Close], tuple[HttpResponseBase | None, None]]:
-        # A cache middleware above ours pickles the response: what it restores belongs to no
-        # request.
+        # A cache middleware above this one pickles the response. A response restored from the
+        # cache belongs to no request.
         return type(self), (self.response(), None)

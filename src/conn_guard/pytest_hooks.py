@@ -1,4 +1,4 @@
-"""The hooks of the pytest plugin. They need pytest 7 or newer with pluggy 1.2 or newer."""
+"""The hooks of the pytest plugin, for pytest 7 or newer with pluggy 1.2 or newer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WATCH = pytest.StashKey[Watch]()
 
 
 class LeakedConnectionWarning(pytest.PytestWarning):
-    """What ``--conn-guard=warn`` warns with."""
+    """The warning of ``--conn-guard=warn``."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,18 +22,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("error", "warn"),
         help=(
             "Fail, or warn of, every test that leaves a database connection open in another thread,"
-            " or a session that nobody will use again."
+            " or a session whose connection is no longer used."
         ),
     )
 
 
 @pytest.fixture
 def no_leaked_connections(request: pytest.FixtureRequest) -> None:
-    """Fail the test if it leaves a connection open in another thread, or a session that nobody will
-    use again.
-    """
-    # The watch began before the test's first fixture, and looks after the last one; this is for
-    # getfixturevalue().
+    """Fail the test if it leaves a connection open in another thread, or an unused session."""
+    # pytest_runtest_setup has made the watch, unless the fixture comes from getfixturevalue().
     if _WATCH not in request.config.stash:
         request.config.stash[_WATCH] = Watch()
     request.config.stash[_WATCH].fails = True
@@ -55,8 +52,8 @@ def pytest_fixture_setup(
     watch = request.config.stash.get(_WATCH, None)
     if watch is None or fixturedef.scope == "function":
         return (yield)
-    # What a fixture of a wider scope opens outlives the test by design.
-    with watch.looking_away():
+    # Connections that a fixture of a wider scope opens outlive the test by design.
+    with watch.paused():
         return (yield)
 
 

@@ -1,7 +1,7 @@
-"""The pytest plugin: fails a test that leaves a database connection open.
+"""The pytest plugin: it fails a test that leaves a database connection open.
 
-pytest imports it in every project where conn_guard is installed. So it imports little until one of
-its options or fixtures is used, and defines nothing for a pytest that is too old for its hooks.
+pytest imports this module in every project where conn_guard is installed. So it imports only pytest
+until its option or fixture is used, and defines nothing if pytest is too old for its hooks.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def test_a_statement_that_makes_state(sql):
     ],
 )
 def test_a_statement_that_makes_state_of_which_the_server_tells_nothing(sql):
-    assert read(sql) is Leaves.UNASKABLE_STATE
+    assert read(sql) is Leaves.UNLISTED_STATE
 
 
 @pytest.mark.parametrize(

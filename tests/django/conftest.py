@@ -106,3 +106,11 @@ def in_thread() -> Callable[..., None]:
             pool.submit(function, *args).result(timeout=30)
 
     return run
+
+
+@pytest.fixture
+def middleware_installed(settings) -> None:
+    """Install the middleware over the views of tests.django.urls."""
+    settings.ROOT_URLCONF = "tests.django.urls"
+    settings.MIDDLEWARE = ["conn_guard.middleware.ConnectionGuardMiddleware"]
+    settings.ALLOWED_HOSTS = ["*"]

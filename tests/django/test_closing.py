@@ -1,6 +1,4 @@
-"""`closing_connections`: what a thread, a job or a command opened ends with it, counted from
-outside.
-"""
+"""`closing_connections` closes the connections of a thread, job or command at its end."""
 
 from __future__ import annotations
 
@@ -55,8 +53,10 @@ async def async_decorated_with_parentheses(alias):
 
 
 def in_loop(function):
-    """Return *function* for synchronous callers; unlike async_to_sync it leaves synchronous code to
-    a thread of asgiref's.
+    """Return *function* as a synchronous function.
+
+    async_to_sync would run its synchronous code on the calling thread; asyncio.run() lets asgiref
+    use another thread.
     """
     return lambda *args: asyncio.run(function(*args))
 
@@ -99,7 +99,7 @@ def test_every_alias_is_closed_and_copies_too(make_alias, observer, worker):
         with copy.cursor() as cursor:
             cursor.execute("SELECT 1")
         assert len(observer.states(aliases[1])) == 2
-        return copy  # Somebody keeps it.
+        return copy  # The caller keeps it alive.
 
     copy = worker(job)
     assert copy.connection is None
@@ -202,8 +202,7 @@ def test_a_connection_inherited_over_a_fork_is_the_parents(alias, observer, work
             try:
                 with closing_connections():
                     pass
-                # What the child opens itself is its own, though Django's wrapper is the one that
-                # was inherited.
+                # The wrapper was inherited, but a connection that the child opens is the child's.
                 wrapper = connections[alias]
                 wrapper.connection = None
                 decorated(alias)
@@ -292,7 +291,7 @@ def test_a_test_case_keeps_its_transaction():
 # On an event loop's thread
 
 
-def test_what_synchronous_code_opened_on_the_loops_thread_is_left_in_peace(
+def test_a_connection_that_synchronous_code_opened_on_the_loops_thread_stays(
     alias, observer, worker, caplog
 ):
     def command():
@@ -306,7 +305,9 @@ def test_what_synchronous_code_opened_on_the_loops_thread_is_left_in_peace(
     assert caplog.messages == []
 
 
-def test_what_async_code_opened_unsafely_is_closed(alias, observer, worker, monkeypatch):
+def test_a_connection_that_async_code_opened_unsafely_is_closed(
+    alias, observer, worker, monkeypatch
+):
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
 
     async def main():
@@ -390,7 +391,7 @@ def test_a_close_that_fails_hides_neither_the_jobs_error_nor_the_next_alias(
     assert caplog.messages == [f"The connection {aliases[0]!r} could not be closed."]
 
 
-def test_the_public_name_is_the_rooms():
+def test_the_package_exports_closing_connections():
     assert conn_guard.closing_connections is closing_connections
     assert "closing_connections" in conn_guard.__all__
 

@@ -1,4 +1,4 @@
-"""The how-to guides run: what their Python says is executed, and leaves nothing open."""
+"""The Python code of the how-to guides runs and leaves no connection open."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def blocks(name: str) -> list[str]:
 
 
 def execute(name: str) -> dict[str, object]:
-    """Return the names that the guide's blocks define, one after the other in one module."""
+    """Return the names that the guide's blocks define when they run in one module."""
     namespace: dict[str, object] = {"__name__": "how_to"}
     for block in blocks(name):
         exec(compile(block, name, "exec"), namespace)

@@ -1,6 +1,4 @@
-"""Ownership by the app alone: a connection ends with the thread or the async context that opened
-it.
-"""
+"""With the app alone, a connection ends with the thread or async context that opened it."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from conn_guard.connections import closing, ownership
 
 @pytest.fixture(autouse=True)
 def _no_garbage_collector():
-    """Ownership must not need the collector."""
+    """Switch the garbage collector off: owners must not need it."""
     gc.collect()
     gc.disable()
     yield
@@ -44,7 +42,7 @@ def test_the_end_of_a_thread_closes_what_it_opened(alias, observer, in_thread):
 
 @pytest.mark.filterwarnings(
     "ignore::ResourceWarning"
-)  # psycopg warns of what this test leaves to the collector.
+)  # psycopg warns of a connection that the collector closes.
 def test_plain_django_leaves_it_open(alias, observer, in_thread, settings):
     settings.CONN_GUARD = {"CLOSE_WITH_OWNER": False}
     in_thread(query, alias)
@@ -108,9 +106,8 @@ def test_a_transaction_left_open_in_a_thread_ends_with_it(alias, observer, in_th
 
 
 def test_a_dying_thread_leaves_no_dummy_thread(alias, in_thread):
-    before = threading.active_count()
     in_thread(query, alias)
-    assert threading.active_count() == before
+    assert not [each for each in threading.enumerate() if isinstance(each, threading._DummyThread)]
 
 
 def test_a_connection_lent_to_a_thread_is_its_lenders(alias, observer, in_thread):
@@ -143,9 +140,7 @@ def test_a_connection_lent_after_it_was_opened_is_its_lenders(alias, observer, i
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_does_not_end_its_parents_sessions(alias, observer, worker):
-    """psycopg refuses to close in a child as well, so what is seen here is that the finalizer
-    doesn't even try.
-    """
+    """The finalizer doesn't even try; psycopg would also refuse to close in a child."""
 
     def fork():
         query(alias)
@@ -153,7 +148,7 @@ def test_a_forked_child_does_not_end_its_parents_sessions(alias, observer, worke
         child = os.fork()
         if child == 0:
             closing.abandon = lambda wrapper: os.write(write, b"closed")
-            ownership._local.owner = None  # What the end of the thread does in the child.
+            ownership._local.owner = None  # In the child this has the effect of the thread's end.
             os._exit(0)
         os.waitpid(child, 0)
         os.close(write)

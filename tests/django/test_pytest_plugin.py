@@ -1,4 +1,4 @@
-"""The pytest plugin in somebody else's project: inner runs of pytest on the real server."""
+"""The pytest plugin in another project: inner runs of pytest on a real server."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ filterwarnings = error
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    """The name of the inner projects' test database; what they leave connected to it goes with
-    it.
-    """
+    """The name of the inner projects' test database; DROP … WITH (FORCE) ends sessions in it."""
     name = f"plugin_{uuid.uuid4().hex[:12]}"
     yield name
     from django.db.backends.postgresql.base import Database
@@ -87,8 +85,8 @@ def named_in(file: str) -> set[str]:
     return set(re.findall(r"def (test_\w+)", (SITE / file).read_text()))
 
 
-# Without these lines each leak would be waited for, and the garbage collector might close one in
-# time.
+# Without these lines the plugin would wait for each leak, and the garbage collector might close
+# some of them.
 HASTY = """
 import gc
 import conn_guard.pytest_watch
@@ -99,7 +97,7 @@ gc.disable()
 
 @pytest.fixture
 def hasty(pytester) -> None:
-    """What the tests leave open is not about to be closed."""
+    """Let the plugin wait only a moment: the tests' leaks are not about to be closed."""
     pytester.makeconftest(HASTY)
 
 
@@ -259,7 +257,7 @@ def test_the_guides_test_passes_and_its_settings_switch_the_plugin_on(run, pytes
     )
     result = run("test_it.py", "test_leak.py")
     assert result.parseoutcomes() == {"passed": 2, "errors": 1}
-    # What the guide shows is what it looks like.
+    # The output in the guide is the real output.
     for line in re.findall(r"^```\n(ERROR.*?)^```", guide, re.MULTILINE | re.DOTALL)[
         0
     ].splitlines():

@@ -1,4 +1,4 @@
-"""Views that leave connections behind, each in a way of its own."""
+"""Views that leave connections open, each in a different way."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ async def not_sensitive(request):
 
 
 async def leaves_work(request):
-    """Answer while the thread of the synchronous code is still busy."""
+    """Answer while work of this view still runs on the thread of the synchronous code."""
     await sync_to_async(query)()
     LATER.append(asyncio.create_task(sync_to_async(AT_WORK[0].wait)(10)))
     await asyncio.sleep(0.05)
@@ -192,7 +192,7 @@ async def one(part):
 
 
 class RowsAsFile:
-    """A file whose parts come from the database, as a large object's do."""
+    """A file that reads its parts from the database, as a large object does."""
 
     def __init__(self) -> None:
         self.cursor = connections[ALIASES[0]].cursor()
@@ -212,7 +212,7 @@ def file_of_rows(request):
 
 
 def another_request(request):
-    """Serve a second request within this one, and tell of which view this one is afterwards."""
+    """Serve a second request within this one, and answer with the name of the current view."""
     query()
     Client().get("/plain/")
     return HttpResponse(current_view())
@@ -224,8 +224,9 @@ async def unsafe(request):
 
 
 async def starts_a_task(request):
-    """Leave work for after the response, and keep the request's context as a cycle would, and with
-    it asgiref's thread.
+    """Start a task that queries after the response.
+
+    The kept context keeps asgiref's thread alive, as a reference cycle would.
     """
     LATER.append(asyncio.create_task(AFTER_THE_RESPONSE[0]()))
     LATER.append(contextvars.copy_context())
@@ -233,7 +234,7 @@ async def starts_a_task(request):
 
 
 async def asks_two_tasks(request):
-    """Query in one task after the other, and tell whether both had the same session."""
+    """Query in two tasks, one after the other, and answer whether both had the same session."""
     pids = []
     for _ in range(2):
         pids.append(await asyncio.create_task(sync_to_async(backend_pid)()))

@@ -23,7 +23,7 @@ print(conn_guard.__version__)
 """
 
 
-def test_the_package_and_its_pure_rooms_need_no_django(run):
+def test_the_package_and_its_pure_modules_need_no_django(run):
     assert run(sys.executable, "-I", "-c", PURE) == conn_guard.__version__
 
 
@@ -37,7 +37,7 @@ def test_another_name_is_refused():
         _ = conn_guard.close_everything
 
 
-def test_the_tests_of_the_pure_rooms_pass_where_django_is_not_installed(run, fresh_python):
+def test_the_tests_of_the_pure_modules_pass_where_django_is_not_installed(run, fresh_python):
     paths = [
         f"tests/core/test_{room}.py"
         for room in ("census", "policy", "refused", "report", "session", "stamp")

@@ -1,3 +1,1 @@
-"""Where Django leaves sessions behind, on real servers: this room holds the leak matrix. ``python
--m tests.leaks`` runs it.
-"""
+"""The leak matrix: sessions that Django leaves on real servers. ``python -m tests.leaks``."""

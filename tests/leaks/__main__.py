@@ -1,6 +1,4 @@
-"""``python -m tests.leaks`` measures the leak matrix: this room holds its options, its progress and
-its exit code.
-"""
+"""``python -m tests.leaks`` measures the leak matrix."""
 
 from __future__ import annotations
 

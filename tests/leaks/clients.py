@@ -1,6 +1,4 @@
-"""This room holds the clients: a bounded number of requests at a bounded concurrency, over
-loopback.
-"""
+"""Clients that send a bounded number of requests over loopback."""
 
 from __future__ import annotations
 

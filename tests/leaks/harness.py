@@ -1,6 +1,4 @@
-"""One server, its requests and a count from outside: this room holds the measurement of one cell of
-the matrix.
-"""
+"""Measures one cell of the matrix: a server, its requests, and a count from outside."""
 
 from __future__ import annotations
 

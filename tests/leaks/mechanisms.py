@@ -1,6 +1,4 @@
-"""This room holds the table of the ways to leak: what each is called, and on which servers and
-settings it is measured.
-"""
+"""The ways to leak: their names, and the servers and settings on which each is measured."""
 
 from __future__ import annotations
 

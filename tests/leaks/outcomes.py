@@ -1,6 +1,4 @@
-"""What came of the cells: this room holds each one's result beside what its column owes, and the
-rows that they make.
-"""
+"""The result of each cell beside the promise of its column, and the rows of the matrix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The matrix as a page of the documentation: this room holds its words and its tables."""
+"""The leak matrix as a page of the documentation."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""This room holds the choice of cells: which of them there are in an environment, of those that
-were asked for.
-"""
+"""Chooses the cells of an environment that were asked for."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What the matrix shows while it is measured and when it is done: this room holds its live
-table.
-"""
+"""The live table that the leak matrix shows while it is measured."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Which cells each column is to bring to zero: this room holds that table, and the reasons for the
-others.
-"""
+"""The cells that each column brings to zero, and the reasons for the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This room holds how each web server is started, in one process unless said otherwise."""
+"""The command that starts each web server, in one process unless said otherwise."""
 
 from __future__ import annotations
 

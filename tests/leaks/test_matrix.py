@@ -1,8 +1,8 @@
-"""The quick part of the leak matrix: this room holds cells on the Django that is installed, one
-server process each.
+"""The quick part of the leak matrix, on the Django that is installed.
 
-Python's collector is off in these servers: it frees some of what Django alone leaves, at moments
-that nobody chooses."""
+Each cell starts one server. Python's garbage collector is off there: it frees some of the sessions
+that Django alone leaves, at moments that can't be chosen.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Nothing grows with the number of requests: this room holds the bounds on objects that a process
-keeps.
+"""Nothing grows with the number of requests: bounds on the objects that a process keeps.
 
 `LEAKS_MEMORY_REQUESTS=100000` makes the run as long as wanted; the bounds stay the same.
 """

@@ -1,6 +1,4 @@
-"""What the matrix rests on, without a server: this room holds the tests of its tables and of its
-page.
-"""
+"""The tables and the page of the leak matrix, tested without a server."""
 
 from __future__ import annotations
 
@@ -104,13 +102,13 @@ def test_the_page_shows_what_each_column_left_and_why():
             _outcome("thread", "django", Left(40, 1), environment=other),
             _outcome("thread", "app", NONE),
             _outcome("thread", "app", Left(1, 0), environment=other),
-            _outcome("to_thread", "app", Left(6, 0)),
+            _outcome("global_executor", "app", Left(6, 0)),
         ]
     )
     text = page.render(
         matrix, ["django", "app"], {"6.1-psycopg": "no Python 3.12 was found"}, requests=50, rest=2
     )
     assert "| uvicorn | threading.Thread in a view | 0 | 41 to 50 / 0 tx | **0 to 1 / 0** |" in text
-    assert "| uvicorn | asyncio.to_thread | 0 |  | 6 / 0 [1] |" in text
-    assert f"1. {rings.NEEDS_ENGINE['to_thread'].capitalize()}." in text
+    assert "| uvicorn | global ThreadPoolExecutor | 0 |  | 6 / 0 [1] |" in text
+    assert f"1. {rings.NEEDS_ENGINE['global_executor'].capitalize()}." in text
     assert "6.1-psycopg is not among them: no Python 3.12 was found." in text

@@ -1,6 +1,4 @@
-"""Aliases on the engine, and servers of the tests' own: this room holds what the tests of rings 2
-and 3 share.
-"""
+"""Aliases on the engine and servers of the tests' own, for the tests of rings 2 and 3."""
 
 from __future__ import annotations
 
@@ -114,6 +112,16 @@ def make_engine(ask, until, django_db_blocker) -> Iterator[Callable[..., Alias]]
 def guarded(make_engine) -> Alias:
     """An alias on the engine, whose connections persist."""
     return make_engine(CONN_MAX_AGE=None)
+
+
+@pytest.fixture(params=[0, 60, None, "pool"])
+def alias(request: pytest.FixtureRequest, make_engine: Callable[..., Alias]) -> Alias:
+    """An alias on the engine for each kind of CONN_MAX_AGE, and one with a pool."""
+    from tests.support.engine import pooled
+
+    if request.param == "pool":
+        return pooled(make_engine)  # type: ignore[no-any-return]
+    return make_engine(CONN_MAX_AGE=request.param)
 
 
 @pytest.fixture

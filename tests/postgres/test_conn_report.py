@@ -465,7 +465,7 @@ def test_every_alias_is_reported_and_others_are_skipped(server):
 
 
 def test_a_wrong_password_is_one_line_without_it(impatient):
-    from local_postgres import LocalPostgres
+    from tools.local_postgres import LocalPostgres
 
     with LocalPostgres(auth="scram-sha-256") as started:
         settings = {**connections.settings["default"], "HOST": started.host, "OPTIONS": {}}

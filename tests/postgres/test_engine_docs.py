@@ -1,6 +1,4 @@
-"""The engine's pages: their settings are settings, their code runs, and their links lead
-somewhere.
-"""
+"""The engine's pages: their settings are valid, their code runs and their links have targets."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from conn_guard import conf
-from conn_guard.engine import leaks, reclaimer, state, wrapper
+from conn_guard.engine import held, reclaimer, state, wrapper
 from conn_guard.engine.statements import Leaves, read
 from conn_guard.sessions import stamp
 
@@ -23,7 +21,7 @@ REFERENCE = "reference/engine.md"
 
 @pytest.fixture
 def named():
-    """What the reference's blocks of code define, all of them run one after the other."""
+    """The names that the reference's code blocks define, run one after the other."""
     names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", (DOCS / REFERENCE).read_text(), re.DOTALL):
         exec(block, names)
@@ -58,7 +56,7 @@ def test_each_engine_is_a_subclass_of_what_stands_beside_it(engine, base):
         pytest.skip(f"GeoDjango's libraries are absent: {missing}")
     ours = import_module(engine.strip("`") + ".base").DatabaseWrapper
     assert issubclass(ours, djangos)
-    assert issubclass(ours, wrapper.Guarded)
+    assert issubclass(ours, wrapper.GuardedWrapper)
 
 
 @pytest.mark.parametrize("key", ["ENGINE_IDLE_FOR", "STAMP_ORIGIN"])
@@ -72,7 +70,7 @@ def test_the_values_are_accepted_and_the_default_is_the_default(key):
 
 
 def test_the_limits_are_the_limits():
-    assert (wrapper._AUTO_IDLE_S, wrapper._LEAST_IDLE_S) == (60, 0.010)
+    assert (wrapper._AUTO_IDLE_S, wrapper._MIN_IDLE_S) == (60, 0.010)
 
 
 def test_the_names_are_what_the_stamp_makes():
@@ -83,7 +81,7 @@ def test_the_names_are_what_the_stamp_makes():
 
 def test_the_loggers_are_the_loggers():
     assert [name.strip("`") for name, _ in rows(REFERENCE, under="Loggers")] == [
-        leaks.logger.name,
+        held.logger.name,
         reclaimer.logger.name,
     ]
 
@@ -106,6 +104,9 @@ def test_the_statements_that_are_said_to_make_state_do():
         "DECLARE … WITH HOLD": "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
         "SET ROLE": "SET ROLE low",
         "LISTEN": "LISTEN jobs",
+        "LOAD": "LOAD 'plpgsql'",
+        "DO": "DO $$ BEGIN END $$",
+        "CALL": "CALL refresh()",
     }
     named = re.findall(r"`([^`]+)`", " ".join(ran))
     assert set(named) == set(examples)
@@ -116,7 +117,7 @@ def test_the_statements_that_are_said_to_make_state_do():
 def test_the_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)]+)\)", (DOCS / page).read_text()):
         path, _, anchor = target.partition("#")
-        linked = (DOCS / page).parent / path
+        linked = (DOCS / page).parent / path if path else DOCS / page
         assert linked.exists(), target
         if anchor:
             headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""A forked child: it leaves its parent's sessions alone, and gets its own."""
+"""A forked child leaves its parent's sessions alone and opens its own."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from pathlib import Path
 
 import django
 import pytest
-from django.db import connections, transaction
+from django.db import InterfaceError, connections, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
 from conn_guard.engine import reclaimer
+from conn_guard.engine.wrapper import GuardedWrapper
 from tools.local_postgres import LocalPostgres
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
-    # Other threads are pytest's and this test's own; the reclaimer has ended by then.
+    # The other threads are pytest's and the test's own: the reclaimer stops before a fork.
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def fork_in_c():
-    """Fork as uWSGI does, so that Python and what it would call know nothing of it; the lock of the
-    interpreter stays held.
+    """Fork in C as uWSGI does, so that Python's fork hooks don't run.
+
+    PyDLL keeps the lock of the interpreter during the call.
     """
     return ctypes.PyDLL(None).fork()
 
 
 def in_child(function, fork=os.fork):
-    """Return what *function* returns as text, or the error that it raises, in a forked child that
-    then dies at once.
-    """
+    """Run *function* in a forked child; return its result or its error as text."""
     read, write = os.pipe()
     child = fork()
     if child == 0:
@@ -61,6 +61,40 @@ def test_a_child_gets_a_session_of_its_own_and_the_parent_keeps_its_own(guarded)
     assert guarded.pid() == parent
 
 
+@pytest.mark.parametrize("fork", [os.fork, fork_in_c])
+def test_a_child_whose_parent_changed_its_role_is_told_once(guarded, fork):
+    """Going on silently would give the child the rights of the login role."""
+    guarded.query("SET ROLE pg_monitor")
+
+    def ask_twice():
+        with pytest.raises(InterfaceError, match="Close the connection before the fork"):
+            guarded.query("SELECT current_user")
+        return guarded.query("SELECT current_user")[0][0]
+
+    assert in_child(ask_twice, fork) != "pg_monitor"
+    assert guarded.query("SELECT current_user") == [("pg_monitor",)]
+
+
+def test_a_child_that_closes_first_or_begins_a_request_is_not_told(guarded):
+    guarded.query("SET ROLE pg_monitor")
+    for name in ("close", "close_if_unusable_or_obsolete"):
+        answer = in_child(lambda name=name: (getattr(guarded.wrapper, name)(), guarded.query())[1])
+        assert answer == "[(1,)]"
+
+
+def test_a_subclass_forgets_in_a_child_what_it_set_on_the_parents_session(guarded, monkeypatch):
+    """django-tenants remembers in its wrapper that it has set the search_path."""
+    forgotten = []
+    monkeypatch.setattr(
+        type(guarded.wrapper),
+        "close",
+        lambda self: (forgotten.append(1), GuardedWrapper.close(self)),
+    )
+    guarded.query()
+    assert in_child(lambda: guarded.query() and len(forgotten)) != "0"
+    assert not forgotten
+
+
 @pytest.mark.parametrize("how", ["close", "close_if_unusable_or_obsolete", "drop", "close_all"])
 def test_a_child_that_closes_ends_no_session_of_its_parent(guarded, how):
     parent = guarded.pid()
@@ -79,16 +113,14 @@ def test_a_child_that_closes_ends_no_session_of_its_parent(guarded, how):
 
 
 @pytest.mark.parametrize("rested", [True, False])
-def test_a_child_that_is_forked_without_pythons_knowledge_is_noticed_at_its_first_use(
-    guarded, until, rested
-):
+def test_a_child_that_is_forked_in_c_is_noticed_at_its_first_use(guarded, until, rested):
     parent = guarded.pid()
     used_at = guarded.wrapper.lease.used_at
     until(lambda: time.monotonic() - used_at > 0.01)
 
     def first_use():
         if not rested:
-            # A forked process is slow at first: a moment ago, however long it takes.
+            # A forked process is slow at first, so "a moment ago" is set in the future.
             guarded.wrapper.lease.used_at = time.monotonic() + 1
         return guarded.pid()
 
@@ -114,7 +146,7 @@ def test_such_a_child_that_closes_ends_no_session_of_its_parent(guarded, how):
 
 
 def test_a_session_ends_with_its_parent_though_a_child_lives_on(guarded, until):
-    """A child's copy of the socket would keep the session of a parent that was killed."""
+    """A child's copy of the socket would keep the session of a killed parent open."""
     parent = guarded.pid()
     ready, told = os.pipe()
     child = os.fork()
@@ -123,15 +155,14 @@ def test_a_session_ends_with_its_parent_though_a_child_lives_on(guarded, until):
         time.sleep(30)
         os._exit(0)
     os.read(ready, 1)
-    # What the server sees when the parent is killed: the socket closes, and no word is said.
+    # As when the parent is killed: the socket closes without a message to the server.
     os.close(guarded.wrapper.connection.fileno())
     try:
         until(lambda: parent not in guarded.pids())
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
-        # The number of a closed file must not be closed again by the driver, when it may be
-        # somebody else's.
+        # The driver will close this file number again, which may belong to another file by then.
         os.dup2(ready, guarded.wrapper.connection.fileno())
 
 
@@ -186,7 +217,7 @@ def test_a_child_that_leaves_the_atomic_block_it_was_forked_in_may_query_again(g
 
 
 @pytest.mark.parametrize("fork", [os.fork, fork_in_c])
-def test_the_keeper_works_in_the_parent_and_in_the_child(
+def test_the_reclaimer_works_in_the_parent_and_in_the_child(
     make_engine, settings, until, worker, fork
 ):
     settings.CONN_GUARD = {"ENGINE_IDLE_FOR": 0.1}
@@ -261,7 +292,7 @@ PARENT = pid()
 
 @pytest.fixture
 def site(tmp_path):
-    """A site that queries while it is imported, on a server of its own."""
+    """A site that queries at import, on a PostgreSQL server of its own."""
     (tmp_path / "forking_site.py").write_text(SITE)
     with LocalPostgres(max_connections=20) as server:
         paths = os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "src")])

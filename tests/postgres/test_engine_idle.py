@@ -1,13 +1,10 @@
-"""The idle limit: a living thread's unused connection is closed, and none that anybody would
-miss.
-"""
+"""The idle limit: an unused connection of a living thread is closed unless it holds state."""
 
 from __future__ import annotations
 
 import faulthandler
 import math
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -22,7 +19,6 @@ from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.signals import connection_created
 
 from conn_guard import pin
-from conn_guard.engine import reclaimer
 from tests.support.reaping import reap
 
 LIMIT_S = 0.1
@@ -35,17 +31,16 @@ def _limit(settings):
 
 
 @pytest.fixture
-def rests(make_engine, worker):
-    """Return a function that waits until the reclaimer has passed everybody who is due now, and
-    once again."""
+def reclaimer_passes(make_engine, worker):
+    """Return a function that waits until the reclaimer has checked all due connections twice."""
 
-    def rest():
+    def wait():
         for _ in range(2):
             canary = make_engine(CONN_MAX_AGE=None)
             worker(canary.pid)
             assert canary.becomes(0)
 
-    return rest
+    return wait
 
 
 # Closed
@@ -79,7 +74,9 @@ def test_a_long_query_is_use(guarded, worker):
         for run, parameters in ((cursor.execute, [0.05]), (cursor.executemany, [[0.05]])):
             begun = time.monotonic()
             run("SELECT pg_sleep(%s)", parameters)
-            assert guarded.wrapper.lease.used_at >= begun + 0.05, "it counts from its end"
+            assert guarded.wrapper.lease.used_at >= begun + 0.05, (
+                "idle time counts from the end of a query"
+            )
 
 
 def test_a_copy_and_a_pools_slot_are_given_back(make_engine, worker):
@@ -155,47 +152,49 @@ def test_what_every_connect_does_is_not_state(guarded, worker):
 # Spared
 
 
-def test_a_connection_in_an_atomic_block(guarded, rests):
+def test_a_connection_in_an_atomic_block(guarded, reclaimer_passes):
     with transaction.atomic(using=guarded.name):
         pid = guarded.pid()
-        rests()
+        reclaimer_passes()
         assert guarded.pid() == pid
 
 
-def test_a_connection_in_a_raw_transaction(guarded, rests):
+def test_a_connection_in_a_raw_transaction(guarded, reclaimer_passes):
     guarded.query("BEGIN")
-    rests()
+    reclaimer_passes()
     assert [state for _, state, _ in guarded.sessions()] == ["idle in transaction"]
 
 
-def test_a_connection_with_autocommit_off_between_two_transactions(guarded, rests, table):
+def test_a_connection_with_autocommit_off_between_two_transactions(
+    guarded, reclaimer_passes, table
+):
     insert = f"INSERT INTO {table} (n) VALUES (%s)"
     guarded.wrapper.set_autocommit(False)
     guarded.query(insert, [1])
     guarded.wrapper.commit()
-    rests()
+    reclaimer_passes()
     guarded.query(insert, [2])
     guarded.wrapper.rollback()
     assert guarded.query(f"SELECT n FROM {table}") == [(1,)]
 
 
-def test_a_connection_whose_settings_have_autocommit_off(make_engine, rests):
+def test_a_connection_whose_settings_have_autocommit_off(make_engine, reclaimer_passes):
     alias = make_engine(CONN_MAX_AGE=None, AUTOCOMMIT=False)
     pid = alias.pid()
     alias.wrapper.commit()
-    rests()
+    reclaimer_passes()
     assert alias.pid() == pid
     alias.wrapper.commit()
     alias.wrapper.set_autocommit(True)
-    rests()
+    reclaimer_passes()
     assert alias.pid() == pid
 
 
-def test_a_connection_that_is_about_to_get_a_cursor(guarded, rests, monkeypatch):
+def test_a_connection_that_is_about_to_get_a_cursor(guarded, reclaimer_passes, monkeypatch):
     create_cursor = guarded.wrapper.create_cursor
 
     def create_late(name=None):
-        rests()
+        reclaimer_passes()
         return create_cursor(name)
 
     pid = guarded.pid()
@@ -203,9 +202,9 @@ def test_a_connection_that_is_about_to_get_a_cursor(guarded, rests, monkeypatch)
     assert guarded.pid() == pid
 
 
-def test_a_connection_that_is_used_while_the_keeper_comes(guarded):
-    class Slow:
-        """The lock of a wrapper whose thread is quicker than the reclaimer."""
+def test_a_connection_that_is_used_while_the_reclaimer_checks_it(guarded):
+    class SlowLock:
+        """A lock whose wrapper is used by its thread just before the reclaimer gets it."""
 
         def acquire(self, *, blocking):
             guarded.wrapper.lease.used_at = now
@@ -214,64 +213,64 @@ def test_a_connection_that_is_used_while_the_keeper_comes(guarded):
         def release(self):
             guard.release()
 
-        __enter__, __exit__ = guarded.wrapper.guard.__enter__, guarded.wrapper.guard.__exit__
+        __enter__, __exit__ = guarded.wrapper.lock.__enter__, guarded.wrapper.lock.__exit__
 
     pid = guarded.pid()
-    guard, guarded.wrapper.guard = guarded.wrapper.guard, Slow()
+    guard, guarded.wrapper.lock = guarded.wrapper.lock, SlowLock()
     now = time.monotonic() + 10 * LIMIT_S
-    guarded.wrapper.tend(now)
-    guarded.wrapper.guard = guard
+    guarded.wrapper.check_due(now)
+    guarded.wrapper.lock = guard
     assert guarded.pid() == pid
 
 
-def test_a_connection_with_a_cursor_that_moved_to_another_session(guarded, rests):
+def test_a_connection_with_a_cursor_that_moved_to_another_session(guarded, reclaimer_passes):
     with guarded.wrapper.cursor() as cursor:
         cursor.execute("SELECT 1")
         guarded.end_sessions()
         cursor.execute("SELECT pg_backend_pid()")
         pid = cursor.fetchall()
-        rests()
+        reclaimer_passes()
         cursor.execute("SELECT pg_backend_pid()")
         assert cursor.fetchall() == pid
 
 
-def test_a_connection_with_an_open_cursor(guarded, rests):
+def test_a_connection_with_an_open_cursor(guarded, reclaimer_passes):
     with guarded.wrapper.cursor() as cursor, guarded.wrapper.cursor() as later:
         later.execute("SELECT pg_backend_pid()")
         pid = later.fetchall()
         later.close()
-        rests()
+        reclaimer_passes()
         cursor.execute("SELECT pg_backend_pid()")
         assert cursor.fetchall() == pid
 
 
-def test_a_connection_with_a_server_side_cursor_half_read(guarded, rests):
+def test_a_connection_with_a_server_side_cursor_half_read(guarded, reclaimer_passes):
     with guarded.wrapper.chunked_cursor() as cursor:
         cursor.execute("SELECT * FROM generate_series(1, 5000)")
         assert cursor.fetchmany(2) == [(1,), (2,)]
-        rests()
+        reclaimer_passes()
         assert cursor.fetchmany(2) == [(3,), (4,)]
 
 
-def test_a_connection_that_is_lent(guarded, rests):
+def test_a_connection_that_is_lent(guarded, reclaimer_passes):
     wrapper = guarded.wrapper
     wrapper.inc_thread_sharing()
     pid = guarded.pid()
-    rests()
+    reclaimer_passes()
     assert guarded.sessions() == [(pid, "idle", "SELECT pg_backend_pid()")], "not even asked"
     wrapper.dec_thread_sharing()
 
 
 @pytest.mark.skipif(not is_psycopg3, reason="psycopg 3 has a lock for each connection")
-def test_a_connection_in_use_past_django(guarded, rests):
+def test_a_connection_in_use_past_django(guarded, reclaimer_passes):
     guarded.pid()
     with guarded.wrapper.connection.lock:
-        rests()
+        reclaimer_passes()
         assert len(guarded.sessions()) == 1
     assert guarded.becomes(0)
 
 
-# Kept and marked, because the session holds state
+# Kept and marked: the session holds state
 
 STATES = {
     "listening": "LISTEN jobs",
@@ -294,18 +293,20 @@ MARK = "/* conn_guard:holds-state */ SELECT 1"
 
 
 @pytest.mark.parametrize("statement", STATES.values(), ids=STATES)
-def test_a_session_that_holds_state_is_kept_and_says_so(guarded, worker, rests, until, statement):
+def test_a_session_that_holds_state_is_kept_and_says_so(
+    guarded, worker, reclaimer_passes, until, statement
+):
     worker(guarded.query, statement)
     ((pid, _, _),) = guarded.sessions()
     until(lambda: guarded.sessions() == [(pid, "idle", MARK)])
-    rests()
+    reclaimer_passes()
     assert guarded.pids() == {pid}
     run = reap("--application-name", guarded.name, "--idle-for", "0.01s", "--dry-run")
     assert run.sessions[pid]["action"] == "spared"
     assert run.sessions[pid]["reason"] in ("holds_state", "advisory_lock")
 
 
-def test_a_session_whose_state_was_found_is_missed_by_the_caller(guarded, worker, until):
+def test_a_session_whose_state_was_found_gives_the_caller_the_error(guarded, worker, until):
     worker(guarded.query, STATES["a lock taken out of sight"])
     until(lambda: [statement for _, _, statement in guarded.sessions()] == [MARK])
     guarded.end_sessions()
@@ -330,7 +331,7 @@ def test_a_session_whose_state_is_gone_is_closed(guarded, worker, make, end):
 
 
 def test_a_session_is_asked_once_in_a_period_of_rest_and_again_in_the_next(
-    guarded, worker, rests, until, ask
+    guarded, worker, reclaimer_passes, until, ask
 ):
     def marked_at():
         statement = (
@@ -340,7 +341,7 @@ def test_a_session_is_asked_once_in_a_period_of_rest_and_again_in_the_next(
 
     worker(guarded.query, "LISTEN jobs")
     first = until(marked_at)
-    rests()
+    reclaimer_passes()
     assert marked_at() == first
     worker(guarded.query)
     until(lambda: marked_at() and marked_at() != first)
@@ -348,20 +349,20 @@ def test_a_session_is_asked_once_in_a_period_of_rest_and_again_in_the_next(
     assert guarded.becomes(0)
 
 
-def test_a_pinned_connection_is_kept_and_marked(guarded, rests, until):
+def test_a_pinned_connection_is_kept_and_marked(guarded, reclaimer_passes, until):
     with pin(guarded.name):
         pid = guarded.pid()
         until(lambda: guarded.sessions() == [(pid, "idle", MARK)])
-        rests()
+        reclaimer_passes()
         assert guarded.pid() == pid
     assert guarded.becomes(0)
 
 
-def test_a_question_that_fails_keeps_the_session(guarded, rests, monkeypatch):
+def test_a_question_that_fails_keeps_the_session(guarded, reclaimer_passes, monkeypatch):
     monkeypatch.setattr("conn_guard.engine.state.HELD_STATE", "SELECT 'never' WHERE 1 / 0 = 1")
     pid = guarded.pid()
-    rests_elsewhere = guarded.sessions()[0][2]
-    guarded.until(lambda: guarded.sessions()[0][2] != rests_elsewhere)
+    last_statement = guarded.sessions()[0][2]
+    guarded.until(lambda: guarded.sessions()[0][2] != last_statement)
     assert guarded.pids() == {pid}
 
 
@@ -381,7 +382,7 @@ LONG = pytest.mark.skipif(
 
 @pytest.mark.parametrize("times", [500, pytest.param(10_000, marks=LONG)])
 def test_threads_that_rest_and_work_lose_nothing(guarded, settings, table, ask, times):
-    """The reclaimer closes whenever a thread rests, and must never do so under its feet."""
+    """The reclaimer closes idle connections, and never one that its thread begins to use."""
     settings.CONN_GUARD = {"ENGINE_IDLE_FOR": 0.05}
     threads = 8
     ask(f"INSERT INTO {table} (id, n) SELECT g, 0 FROM generate_series(0, {threads}) AS g")
@@ -396,11 +397,11 @@ def test_threads_that_rest_and_work_lose_nothing(guarded, settings, table, ask, 
                     guarded.query(f"UPDATE {table} SET n = %s WHERE id = 0", [n + 1])
             if turn % 100 == 75:
                 pids.add(guarded.pid())
-                # About as long as the limit: now the thread comes first, now the reclaimer.
+                # About as long as the limit, so that the thread and the reclaimer win in turn.
                 threading.Event().wait(0.04 + 0.01 * (turn // 100 % 5))
 
-    # Threads that wait for each other would be waited for: all of them show where, and the process
-    # ends.
+    # After a deadlock the pool would wait for its threads without end. So the process shows all
+    # stacks and exits.
     faulthandler.dump_traceback_later(300, exit=True, file=sys.__stderr__)
     try:
         with ThreadPoolExecutor(threads) as pool:
@@ -410,139 +411,3 @@ def test_threads_that_rest_and_work_lose_nothing(guarded, settings, table, ask, 
     counted = ask(f"SELECT n FROM {table} ORDER BY id")
     assert counted == [(threads * len(range(50, times, 100)),)] + [(times,)] * threads
     assert len(pids) > threads, "some were closed meanwhile"
-
-
-# The reclaimer itself
-
-
-class Kept:
-    """Something that is due at certain times, and notes when the reclaimer came."""
-
-    def __init__(self, *delays):
-        self.delays = list(delays)
-        self.came = []
-
-    def tend(self, now):
-        self.came.append(now)
-        if not self.delays:
-            return math.inf
-        delay = self.delays.pop(0)
-        if isinstance(delay, Exception):
-            raise delay
-        return now + delay
-
-    def leave_to_parent(self):
-        pass
-
-
-@pytest.fixture
-def keep(until):
-    kept = []
-
-    def add(*delays, due_in=0.0):
-        each = Kept(*delays)
-        kept.append(each)
-        reclaimer.keep(id(each), each, due_at=time.monotonic() + due_in, has_jobs=False)
-        return each
-
-    yield add
-    for each in kept:
-        reclaimer.forget(id(each))
-
-
-def test_the_keeper_comes_when_something_is_due_and_not_before(keep, until):
-    far, near = keep(due_in=math.inf), keep(0.05, 0.05)
-    until(lambda: len(near.came) >= 3)
-    came = len(far.came)
-    assert reclaimer._state.wakes_at == math.inf, "and sleeps for good when nothing is"
-    keep()
-    until(lambda: len(far.came) > came)
-
-
-def test_the_keeper_outlives_a_failure(keep, until, caplog):
-    failing = keep(ValueError("on purpose"))
-    until(lambda: failing.came)
-    until(lambda: "A connection could not be tended." in caplog.messages)
-    done = threading.Event()
-    reclaimer.later(lambda: 1 / 0)
-    reclaimer.later(done.set)
-    assert done.wait(10)
-    assert "A connection could not be given back." in caplog.messages
-
-
-def run_script(script, **environment):
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "src")])
-    return subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": paths, **environment},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-SITE = """
-import django
-from django.conf import settings
-import tests.settings as site
-default = {**site.DATABASES["default"], "CONN_MAX_AGE": None}
-default["ENGINE"] = "conn_guard.engine.postgresql"
-settings.configure(DATABASES={"default": default}, CONN_GUARD={"ENGINE_IDLE_FOR": SECONDS})
-django.setup()
-from django.db import connection
-
-def query():
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT 1")
-        return cursor.fetchone()
-"""
-
-
-@pytest.mark.parametrize("idle_for", [0.05, 60])
-def test_the_keeper_ends_with_its_process(idle_for):
-    """Also where code that runs at exit connects, and where only the engine is there and not the
-    app.
-    """
-    script = "import atexit\natexit.register(lambda: print(reclaimer._state.thread.is_alive()))\n"
-    script += SITE.replace("SECONDS", str(idle_for)) + "atexit.register(query)\nprint(query())\n"
-    script += (
-        "from conn_guard.engine import reclaimer\natexit.register(lambda: query() and"
-        " connection.close())\n"
-    )
-    run = run_script(script + "connection.close()\n")
-    assert (run.returncode, run.stdout, run.stderr) == (0, "(1,)\nFalse\n", "")
-
-
-def test_without_a_limit_there_is_no_keeper():
-    script = (
-        SITE.replace("SECONDS", "None")
-        + "import threading\nquery()\nprint(threading.active_count())\n"
-    )
-    assert run_script(script + "connection.close()\n").stdout == "1\n"
-
-
-@pytest.mark.skipif(not is_psycopg3, reason="psycopg2 needs psycogreen to work with gevent")
-def test_under_gevent_the_keeper_is_a_greenlet_that_blocks_nobody():
-    pytest.importorskip("gevent")
-    script = "from gevent import monkey\nmonkey.patch_all()\n" + SITE.replace("SECONDS", "0.1")
-    script += """
-import gevent, threading, time
-def work():
-    assert query() == (1,)
-    wrapper = connection._connections[connection._alias]
-    deadline = time.monotonic() + 20
-    while wrapper.connection is not None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert wrapper.connection is None
-    assert query() == (1,)
-    wrapper.close()
-    return True
-done = gevent.joinall([gevent.spawn(work) for _ in range(3)], timeout=30)
-print([greenlet.value for greenlet in done])
-from conn_guard.engine import reclaimer
-print(reclaimer._state.thread.is_alive())
-"""
-    run = run_script(script)
-    assert run.stdout == "[True, True, True]\nTrue\n", run.stderr

@@ -1,4 +1,4 @@
-"""REPORT_HELD_FOR: who opened what is held too long."""
+"""REPORT_HELD_FOR: a connection that is held too long is reported with the stack that opened it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from conn_guard.engine import reclaimer
 HELD = re.compile(
     r"The connection '(?P<alias>\w+)' to session (?P<session>\d+) is held for \d+\.\d s by process"
     r" (?P<process>\d+), "
-    r"view (?P<view>[^.]\S*(?: \(\w+\))?)\. It was opened by:\n(?P<stack>.*)",
+    r"view (?P<view>[^.]\S*(?: \(\w+\))?)\. It was opened by:\n(?P<stack>.*)"
+    r"That thread (?P<now>.*)",
     re.DOTALL,
 )
 
 
 @pytest.fixture
 def reports(caplog):
-    """Return a function that gives what was logged on conn_guard.leaks."""
+    """Return a function that returns the messages logged on conn_guard.leaks."""
     return lambda: [
         record.getMessage() for record in caplog.records if record.name == "conn_guard.leaks"
     ]
@@ -40,7 +41,7 @@ def open_it(alias):
     return alias.pid()
 
 
-def test_what_is_held_too_long_is_reported_once_with_its_opener_and_told_when_it_is_closed(
+def test_a_held_connection_is_reported_once_with_its_opener_and_again_when_closed(
     guarded, reports, until
 ):
     pid = open_it(guarded)
@@ -81,7 +82,7 @@ def test_the_view_is_named(guarded, reports, until, settings, worker):
 
 
 @pytest.mark.parametrize("end", ["thread", "drop"])
-def test_an_end_that_nobody_asked_for_is_told_as_well(guarded, reports, until, end):
+def test_the_end_of_a_thread_or_wrapper_is_reported_as_well(guarded, reports, until, end):
     if end == "drop":
         dropped = guarded.wrapper.copy()
         dropped.ensure_connection()
@@ -98,7 +99,7 @@ def test_an_end_that_nobody_asked_for_is_told_as_well(guarded, reports, until, e
     assert "closed after all" in until(lambda: reports()[1:])[0]
 
 
-def test_an_end_is_told_once(guarded, reports, until):
+def test_an_end_is_reported_once(guarded, reports, until):
     dropped = guarded.wrapper.copy()
     dropped.ensure_connection()
     until(reports)
@@ -107,12 +108,12 @@ def test_an_end_is_told_once(guarded, reports, until):
     del dropped
     gc.collect()
     settled = threading.Event()
-    reclaimer.later(settled.set)
+    reclaimer.submit(settled.set)
     assert settled.wait(10)
     assert len(reports()) == 2
 
 
-def test_what_is_closed_in_time_is_not_reported(guarded, reports, until, settings):
+def test_a_connection_that_is_closed_in_time_is_not_reported(guarded, reports, until, settings):
     settings.CONN_GUARD = {"REPORT_HELD_FOR": 30}
     guarded.query()
     guarded.wrapper.close()
@@ -126,3 +127,36 @@ def test_nothing_is_recorded_where_no_report_is_wanted(guarded, settings):
     settings.CONN_GUARD = {}
     guarded.query()
     assert guarded.wrapper.lease.opener is None
+
+
+def test_the_report_shows_where_the_holder_is_now(guarded, reports, until, worker):
+    done = threading.Event()
+
+    def hold():
+        guarded.query()
+        wait_here(done)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    now = HELD.fullmatch(until(reports)[0])["now"]
+    done.set()
+    holder.join()
+    assert now.startswith("is now at:\n")
+    assert "in wait_here\n    done.wait(30)" in now
+
+
+def wait_here(done):
+    done.wait(30)
+
+
+def test_a_report_of_an_ended_thread_says_so(guarded, reports, until):
+    kept = []
+    holder = threading.Thread(target=lambda: kept.append(guarded.wrapper.copy()))
+    holder.start()
+    holder.join()
+    kept[0].inc_thread_sharing()
+    opener = threading.Thread(target=kept[0].ensure_connection)
+    opener.start()
+    opener.join()
+    assert HELD.fullmatch(until(reports)[0])["now"] == "has ended."
+    kept[0].close()

@@ -1,4 +1,4 @@
-"""Requests on the engine while the server ends sessions at rest: none of them fails."""
+"""No request on the engine fails while the server ends idle sessions."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ REQUESTS = 300
 
 @pytest.fixture(scope="module")
 def server():
-    """A server of our own: it has room for all threads, and for those of their sessions that are
-    still leaving.
-    """
+    """A server with slots for all threads and for sessions that are still ending."""
     with LocalPostgres(max_connections=4 * ended_sessions.THREADS) as started:
         yield started
 
@@ -45,7 +43,7 @@ def make_alias(make_engine, session_factory, server):
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("kind", [None, "pool"], ids=["persistent", "pool"])
-def test_no_request_notices_that_its_session_was_ended_at_rest(make_alias, shape, kind):
+def test_no_request_fails_when_its_session_was_ended_while_idle(make_alias, shape, kind):
     if kind == "pool":
         if django.VERSION < (5, 1) or not is_psycopg3:
             pytest.skip("Django's pool came with 5.1, for psycopg 3")
@@ -58,7 +56,7 @@ def test_no_request_notices_that_its_session_was_ended_at_rest(make_alias, shape
 
 
 def test_plain_django_fails_here(make_alias):
-    """The load is worth something: without the engine, the same requests fail."""
+    """Without the engine the same requests fail, so the load of these tests is sufficient."""
     alias = make_alias(CONN_MAX_AGE=None, engine="django.db.backends.postgresql")
     two_queries = SHAPES["two queries half a second apart"]
     assert (

@@ -1,4 +1,4 @@
-"""No silent replacement gives a session more rights, another tenant or other types than it had."""
+"""A silent replacement never changes the rights, the tenant or the types of a session."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import uuid
 import django
 import pytest
 from django.db import InterfaceError, OperationalError
+from django.db.backends.postgresql.base import Cursor
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.signals import connection_created
 from django.db.backends.utils import CursorWrapper
 
 from conn_guard import pin
-from conn_guard.engine import driver
+from conn_guard.engine import driver, reading
 from tests.postgres.conftest import GUARDED
 
 BROKEN = (OperationalError, InterfaceError)
@@ -104,7 +105,7 @@ def callproc(alias):
 
 
 def debugging_cursor(alias):
-    """As django-debug-toolbar makes its own: the class of the cursor, around the raw one."""
+    """As django-debug-toolbar does: another cursor of the same class around the raw cursor."""
     with alias.wrapper.cursor() as cursor:
         mine = type("Mine", (cursor.__class__,), {})(cursor.cursor, alias.wrapper)
         assert isinstance(mine, CursorWrapper)
@@ -119,10 +120,10 @@ def server_side_cursor(alias):
 
 def template_string(alias):
     class Template:
-        """As a t-string of Python 3.14: neither a str nor something that tells its text."""
+        """As a t-string of Python 3.14: neither a str nor an object with as_string()."""
 
     alias.query()
-    driver._readers[id(alias.wrapper.connection)](Template())
+    reading._readers[id(alias.wrapper.connection)](Template())
     alias.query(f"SELECT {alias.role}_become()")
 
 
@@ -144,7 +145,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", [*TEXTS, *WAYS])
-def test_a_session_that_took_another_role_is_missed_by_the_caller(app, way):
+def test_a_session_that_took_another_role_gives_the_caller_the_error(app, way):
     if way in TEXTS:
         app.query(TEXTS[way].format(role=app.role))
     else:
@@ -183,7 +184,7 @@ def test_a_drivers_own_method_is_seen_as_well(app, way):
         "LOAD 'plpgsql'",
     ],
 )
-def test_a_session_that_holds_a_tenant_or_a_library_is_missed_by_the_caller(guarded, statement):
+def test_a_session_that_holds_a_tenant_or_a_library_gives_the_caller_the_error(guarded, statement):
     guarded.query(statement)
     guarded.end_sessions()
     with pytest.raises(BROKEN):
@@ -191,21 +192,21 @@ def test_a_session_that_holds_a_tenant_or_a_library_is_missed_by_the_caller(guar
 
 
 def unseen(alias, statement):
-    """Run *statement* past every cursor that is read."""
+    """Run *statement* on a cursor whose statements the engine doesn't see."""
     alias.query()
     raw = alias.wrapper.connection
-    reader = driver._readers.pop(id(raw))
+    reader = reading._readers.pop(id(raw))
     with raw.cursor() as cursor:
         cursor.execute(statement)
-    driver._readers[id(raw)] = reader
+    reading._readers[id(raw)] = reader
 
 
 @pytest.mark.parametrize(
     "statement",
     ["SET ROLE pg_monitor", "SET SESSION AUTHORIZATION pg_monitor", "SET TIME ZONE 'Asia/Tokyo'"],
 )
-def test_what_the_server_reports_of_a_session_tells_what_no_text_did(guarded, statement):
-    """The login role of the tests is a superuser, so even SET ROLE changes what is reported."""
+def test_a_reported_setting_that_changed_unseen_prevents_replacement(guarded, statement):
+    """SET ROLE changes is_superuser here, because the tests' login role is a superuser."""
     unseen(guarded, statement)
     guarded.end_sessions()
     with pytest.raises(BROKEN):
@@ -223,7 +224,7 @@ def test_search_path_is_reported_from_postgresql_18_on(guarded):
         assert guarded.query() == [(1,)]
 
 
-def test_cursors_of_a_factory_that_can_not_be_read_count_as_state(make_engine):
+def test_a_cursor_factory_that_is_no_class_prevents_replacement(make_engine):
     def factory(*args, **kwargs):
         return driver.DatabaseWrapper.Database.ClientCursor(*args, **kwargs)
 
@@ -240,6 +241,18 @@ def test_cursors_of_a_factory_that_can_not_be_read_count_as_state(make_engine):
         alias.query()
 
 
+def test_the_class_of_cursors_equals_the_one_that_was_configured(make_engine):
+    class Mine(driver.DatabaseWrapper.Database.extensions.cursor if not is_psycopg3 else Cursor):
+        pass
+
+    alias = make_engine(options={"cursor_factory": Mine})
+    alias.query()
+    assert alias.wrapper.connection.cursor_factory == Mine
+    assert alias.wrapper.connection.cursor_factory != Cursor
+    with alias.wrapper.cursor() as cursor:
+        assert isinstance(cursor.cursor, Mine)
+
+
 def test_an_alias_may_opt_out_of_replacement(make_engine, settings):
     alias, other = make_engine(CONN_MAX_AGE=None), make_engine(CONN_MAX_AGE=None)
     settings.CONN_GUARD = {"ENGINE_REPLACE": {alias.name: False}}
@@ -251,11 +264,61 @@ def test_an_alias_may_opt_out_of_replacement(make_engine, settings):
     assert other.query() == [(1,)]
 
 
+class Proxy:
+    """A driver's connection or cursor behind a proxy, as monitoring tools make it."""
+
+    def __init__(self, target):
+        vars(self)["target"] = target
+
+    def __getattr__(self, name):
+        value = getattr(vars(self)["target"], name)
+        return (lambda *args, **named: Proxy(value(*args, **named))) if name == "cursor" else value
+
+    def __setattr__(self, name, value):
+        setattr(vars(self)["target"], name, value)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
+def test_a_statement_behind_a_monitoring_tools_proxy_is_seen(app, monkeypatch):
+    connect = app.wrapper.Database.connect
+    monkeypatch.setattr(
+        app.wrapper.Database, "connect", lambda *args, **named: Proxy(connect(*args, **named))
+    )
+    app.query(f"SET ROLE {app.role}_low")
+    assert isinstance(app.wrapper.connection, Proxy)
+    app.end_sessions()
+    with pytest.raises(BROKEN):
+        app.query("SELECT current_user")
+
+
+def test_the_setup_of_a_subclass_counts_as_state(guarded, monkeypatch):
+    """django-tenants sets its search_path when Django first asks for the server's version."""
+    base = type(guarded.wrapper).__mro__[2]
+    setup = base.init_connection_state
+
+    def init_connection_state(self):
+        setup(self)
+        if self.alias == guarded.name:
+            with self.connection.cursor() as cursor:
+                cursor.execute("SET search_path = tenant_5")
+
+    monkeypatch.setattr(base, "init_connection_state", init_connection_state)
+    guarded.query()
+    guarded.end_sessions()
+    with pytest.raises(BROKEN):
+        guarded.query()
+
+
 # Types
 
 
 def register(alias):
-    """Load numbers as texts on this one connection, as pgvector's register_vector loads vectors."""
+    """Register a loader on one connection, as pgvector's register_vector does."""
     alias.query()
     raw = alias.wrapper.connection
     if is_psycopg3:
@@ -268,7 +331,7 @@ def register(alias):
         register_type(new_type((23,), "NUMBER_AS_TEXT", UNICODE), raw)
 
 
-def test_types_registered_on_a_connection_are_not_lost_unseen(guarded):
+def test_types_registered_on_a_connection_prevent_replacement(guarded):
     register(guarded)
     assert guarded.query("SELECT 1::int4") == [("1",)]
     guarded.end_sessions()
@@ -290,7 +353,7 @@ def test_a_connection_with_types_of_its_own_is_not_closed_for_rest(make_engine, 
     assert alias.query("SELECT 1::int4") == [("1",)]
 
 
-def test_types_that_connection_created_registers_are_no_reason(guarded):
+def test_types_that_connection_created_registers_do_not_prevent_replacement(guarded):
     def receive(connection, **kwargs):
         if connection.alias == guarded.name:
             register(guarded)
@@ -310,7 +373,7 @@ def test_types_that_connection_created_registers_are_no_reason(guarded):
 @pytest.mark.parametrize("engine", [GUARDED, "django.db.backends.postgresql"])
 @pytest.mark.parametrize("begin", ["AUTOCOMMIT", "BEGIN"])
 def test_close_old_connections_in_the_middle_loses_no_rows(make_engine, table, engine, begin):
-    """Channels calls it around each piece of synchronous code."""
+    """Channels calls close_old_connections around each piece of synchronous code."""
     alias = make_engine(engine=engine, CONN_MAX_AGE=600, AUTOCOMMIT=begin == "BEGIN")
     if begin == "BEGIN":
         alias.query("BEGIN")
@@ -321,8 +384,8 @@ def test_close_old_connections_in_the_middle_loses_no_rows(make_engine, table, e
     assert alias.query(f"SELECT n FROM {table} ORDER BY n") == [(1,), (2,)]
 
 
-def test_pin_keeps_what_no_cursor_shows(guarded):
-    """A limit, and documented as one: a class of cursors that an application calls itself."""
+def test_pin_prevents_replacement_after_an_unseen_statement(guarded):
+    """The documented remedy for cursor classes that an application calls itself."""
     with pin(guarded.name):
         unseen(guarded, "SET statement_timeout = 50000")
         guarded.end_sessions()
@@ -333,7 +396,7 @@ def test_pin_keeps_what_no_cursor_shows(guarded):
 @pytest.mark.skipif(
     django.VERSION < (5, 1) or not is_psycopg3, reason="Django's pool came with 5.1, for psycopg 3"
 )
-def test_a_pooled_connection_that_took_another_role_is_missed_by_the_caller(make_engine):
+def test_a_pooled_connection_that_took_another_role_gives_the_caller_the_error(make_engine):
     alias = make_engine(options={"pool": {"min_size": 1, "max_size": 1, "timeout": 5}})
     alias.query()
     with alias.wrapper.connection.cursor() as cursor:

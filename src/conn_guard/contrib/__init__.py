@@ -1,3 +1,1 @@
-"""Opt-in doors to other packages: this room holds one module for each, and nothing of conn_guard
-imports any.
-"""
+"""Opt-in integrations with other packages; no other module of conn_guard imports them."""

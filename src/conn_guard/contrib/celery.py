@@ -1,9 +1,9 @@
-"""Celery: importing this room closes a task's connections when the task ends, in every kind of
-worker pool.
+"""Celery: importing this module closes a task's connections when the task ends, in every pool.
 
-Celery closes Django's connections itself where it finds DJANGO_SETTINGS_MODULE, but an atomic block
-that a task never left breaks every later task of that thread, CELERY_DB_REUSE_MAX turns it off, and
-a ``connection.copy()`` stays open."""
+Celery itself closes Django's connections where it finds DJANGO_SETTINGS_MODULE. But an atomic block
+that a task never left breaks every later task of that thread, CELERY_DB_REUSE_MAX switches the
+closing off, and a ``connection.copy()`` stays open.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from celery.signals import task_postrun, task_prerun
 from conn_guard.connections import ownership
 from conn_guard.connections.jobs import JobScope
 
-# By task.request, which is one run's own: a task's id comes twice where the broker delivers it
-# again.
+# By task.request, which belongs to one run. A task's id may run twice: brokers redeliver.
 _scopes: WeakKeyDictionary[Any, JobScope] = WeakKeyDictionary()
 
 
 def _begin(task: Any, **kwargs: object) -> None:
-    # An eager task runs in the middle of its caller, whose connections it uses.
+    # An eager task runs inside its caller and uses the caller's connections.
     if not task.request.is_eager:
         _scopes[task.request] = JobScope(lambda: task.name)
 

@@ -1,8 +1,9 @@
-"""RQ: importing this room closes a job's connections when the job ends, in every class of worker.
+"""RQ: importing this module closes a job's connections when the job ends, in every worker class.
 
-RQ has no signal for a job's end, so the method that every worker performs its jobs with is wrapped,
-once. A queue with ``is_async=False`` performs its jobs in the middle of their caller, without a
-worker, and is left alone."""
+RQ has no signal for the end of a job. So this module wraps, once, the method that performs a
+worker's jobs. A queue with ``is_async=False`` performs its jobs inside their caller, without a
+worker, and nothing is closed.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ def _closing(perform_job: Callable[..., Any]) -> Callable[..., Any]:
 
 
 ownership.watch()
-# From RQ 3 on BaseWorker defines it, before that Worker; a tracer may have wrapped it in any class
-# of workers before us.
+# RQ 3 defines the method in BaseWorker, RQ before 3 in Worker. A tracer may have replaced it in any
+# worker class.
 for _worker in {
     each
     for worker in (Worker, SimpleWorker)

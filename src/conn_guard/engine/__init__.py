@@ -1,3 +1,1 @@
-"""Ring 2: this room holds the database engines, thin subclasses of Django's own that never leak a
-connection.
-"""
+"""Ring 2: database engines that subclass Django's own and close every connection they open."""

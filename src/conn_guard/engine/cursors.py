@@ -1,6 +1,4 @@
-"""What runs on a connection: this room holds cursors whose statements the engine sees, and which
-look before each of them.
-"""
+"""Django's cursors, which check before each statement that the session is still alive."""
 
 from __future__ import annotations
 
@@ -14,30 +12,31 @@ if TYPE_CHECKING:
     from conn_guard.engine.lease import Lease
 
 
-class _Watched(CursorWrapper):
-    """A cursor whose statements the engine sees, and which looks before each of them."""
+class _CheckingCursor(CursorWrapper):
+    """A cursor that checks its session before each statement and notes when it was used."""
 
     db: Any
 
-    # Here, because a debugging tool may make one more of the same class around the same cursor.
+    # The lease is read here and not passed in, because a debugging tool may build another cursor
+    # of this class around the same driver cursor.
     def __init__(self, cursor: Any, db: Any) -> None:
         super().__init__(cursor, db)
         self.lease: Lease | None = db.lease
 
-    # In one piece, because every query pays for it.
+    # Not split into functions, because every query pays for each call.
     def execute(self, sql: Any, params: Any = None) -> Any:
         lease = self.lease
         if lease is None:
             return super().execute(sql, params)
-        if self.db.errors_occurred or monotonic() - lease.used_at > lease.brisk_s:
-            lease = self._look_again(lease)
+        if self.db.errors_occurred or monotonic() - lease.used_at > lease.check_after_s:
+            lease = self._check(lease)
         try:
             return super().execute(sql, params)
         finally:
             lease.used_at = monotonic()
 
     def executemany(self, sql: Any, param_list: Any) -> Any:
-        lease = self._about_to_run()
+        lease = self._check_if_leased()
         try:
             return super().executemany(sql, param_list)
         finally:
@@ -45,25 +44,24 @@ class _Watched(CursorWrapper):
                 lease.used_at = monotonic()
 
     def callproc(self, procname: Any, params: Any = None, kparams: Any = None) -> Any:
-        self._about_to_run()
+        self._check_if_leased()
         return super().callproc(procname, params, kparams)
 
     def _execute(self, sql: Any, params: Any, *context: Any) -> Any:
-        # After the application's wrappers, which may change the text. Django's own server-side
-        # cursors are no cursors of the driver's factory, which shows the statements of all others.
+        # The statement is noted here, after the application's execute wrappers, which may change
+        # the text. Only server-side cursors need this: the driver's cursor factory doesn't make
+        # them, and it is the factory that shows the statements of all other cursors.
         if self.lease is not None and getattr(self.cursor, "name", None):
-            self.lease.runs(sql)
+            self.lease.note_statement(sql)
         return super()._execute(sql, params, *context)  # type: ignore[misc]
 
-    def _about_to_run(self) -> Lease | None:
-        return None if self.lease is None else self._look_again(self.lease)
+    def _check_if_leased(self) -> Lease | None:
+        return None if self.lease is None else self._check(self.lease)
 
-    def _look_again(self, lease: Lease) -> Lease:
-        """Move to the session that took the place of an ended one, so that a cursor may rest
-        between two statements.
-        """
+    def _check(self, lease: Lease) -> Lease:
+        """Move this cursor to a new session if its own has ended, and return the lease in use."""
         db = self.db
-        with db.guard:
+        with db.lock:
             if db.lease is lease:
                 db.replace_if_ended()
             if not lease.replaced or getattr(self.cursor, "name", None):
@@ -74,13 +72,13 @@ class _Watched(CursorWrapper):
             self.lease = db.lease
             if self.lease is None:
                 return lease
-            self.lease.opened(self.cursor)
+            self.lease.track_cursor(self.cursor)
             return self.lease
 
 
-class Cursor(_Watched):
-    """Django's own cursor, watched."""
+class Cursor(_CheckingCursor):
+    """Django's cursor with the check."""
 
 
-class DebugCursor(_Watched, CursorDebugWrapper):
-    """Django's own cursor for DEBUG, watched."""
+class DebugCursor(_CheckingCursor, CursorDebugWrapper):
+    """Django's cursor for DEBUG with the check."""

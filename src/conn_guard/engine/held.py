@@ -1,55 +1,48 @@
-"""Who opened what is held too long: this room holds the report on the logger
-``conn_guard.leaks``.
-"""
+"""The reports of REPORT_HELD_FOR, on the logger ``conn_guard.leaks``."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
-import sys
+import threading
 import time
-import traceback
-from types import FrameType
 
+from conn_guard import stacks
 from conn_guard.connections import scopes
 
 logger = logging.getLogger("conn_guard.leaks")
 
 
 class Opener:
-    """Who opened a connection, recorded when it is opened, and only where REPORT_HELD_FOR asks for
-    it.
-    """
+    """The view and the stack that opened a connection; made only where REPORT_HELD_FOR is set."""
 
     def __init__(self, alias: str, backend_pid: int, held_for_s: float) -> None:
         self.alias = alias
         self.backend_pid = backend_pid
         self.view = scopes.current_view()
-        callers = itertools.dropwhile(_is_machinery, traceback.walk_stack(sys._getframe()))
-        # Without the text of the lines, which is read if the report is ever written.
-        self.stack = traceback.StackSummary.extract(callers, lookup_lines=False)
+        self.ident = threading.get_ident()
+        self.stack = stacks.own_stack(stacks.callers())
         self.opened_at = time.monotonic()
         self.report_at = self.opened_at + held_for_s
         self.reported = False
 
     def report(self) -> None:
-        """Warn that the connection is held too long, with the stack that opened it."""
+        """Warn that the connection is held too long, and show where it was opened and is held."""
         self.reported = True
-        self.stack.reverse()
         logger.warning(
             "The connection %r to session %d is held for %.1f s by process %d, view %s. "
-            "It was opened by:\n%s",
+            "It was opened by:\n%s%s",
             self.alias,
             self.backend_pid,
             self._age(),
             os.getpid(),
             self.view or "unknown",
             "".join(self.stack.format()),
+            stacks.where_is(self.ident).rstrip(),
         )
 
     def report_closed(self) -> None:
-        """Tell that the connection was closed after all."""
+        """Log that the reported connection was closed after all."""
         logger.warning(
             "The connection %r to session %d, held too long, was closed after all, after %.1f s.",
             self.alias,
@@ -59,10 +52,3 @@ class Opener:
 
     def _age(self) -> float:
         return time.monotonic() - self.opened_at
-
-
-_MACHINERY = ("conn_guard.engine", "django.db.backends", "django.utils.asyncio")
-
-
-def _is_machinery(caller: tuple[FrameType, int]) -> bool:
-    return str(caller[0].f_globals.get("__name__")).startswith(_MACHINERY)

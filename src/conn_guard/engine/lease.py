@@ -1,4 +1,4 @@
-"""One driver connection while a wrapper has it: this room holds what the engine notes of it."""
+"""A lease: one driver connection while a wrapper has it, and the engine's notes about it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from conn_guard.engine import driver, reclaimer, state
 from conn_guard.engine.held import Opener
 from conn_guard.engine.statements import Leaves, read
 
-# Used again within these seconds, a session was not at rest: nobody had a reason to end it, so
-# looking would be waste.
-_BRISK_S = 0.001
+# A session that was used within these seconds is not checked: it was not idle long enough for the
+# server to have a reason to end it.
+_CHECK_AFTER_S = 0.001
 
 
-def _nothing() -> None:
-    """Stand in for a reference to a cursor before there is one."""
+def _no_cursor() -> None:
+    """Stand in for the weak reference to a cursor before there is a cursor."""
 
 
 class Lease:
-    """Begins when a wrapper gets a driver connection, and ends when it closes it, drops it or is
-    dropped itself.
+    """A driver connection in the hands of one wrapper.
+
+    It begins when the wrapper gets the connection. It ends when the wrapper closes the connection,
+    loses it to a fork, or is garbage-collected.
     """
 
     def __init__(
@@ -37,24 +39,26 @@ class Lease:
         self.idle_for_s = idle_for_s
         self.opener: Opener | None = None
         self.used_at = time.monotonic()
-        # The driver of a dead session can't say whether it was in a transaction, so where one may
-        # be open every look counts.
-        self.brisk_s = _BRISK_S if wrapper.settings_dict["AUTOCOMMIT"] else 0.0
-        self.asked_about: float | None = None
+        # The driver of a dead session can't tell whether it was in a transaction. So where a
+        # transaction may be open, every statement is preceded by a check.
+        self.check_after_s = _CHECK_AFTER_S if wrapper.settings_dict["AUTOCOMMIT"] else 0.0
+        # The used_at of the idle period in which the session was asked for its state.
+        self.asked_at_use: float | None = None
         self.made_state = False
-        self.unaskable = False
+        self.made_known_state = False
+        self.made_unlisted_state = False
+        self.made_state_in_setup = False
         self.is_connected = False
-        self.at_connect: frozenset[str] = frozenset()
+        self.state_at_connect: frozenset[str] = frozenset()
         self.replaced = False
-        self.cursor: Callable[[], Any] = _nothing
+        self.cursor: Callable[[], Any] = _no_cursor
         self.older_cursors: list[Callable[[], Any]] = []
-        self.dropped = finalize(wrapper, self._drop)
-        self.dropped.atexit = False
+        self.finalizer = finalize(wrapper, self._finalize)
+        self.finalizer.atexit = False
 
-    def opened(self, cursor: object) -> None:
-        """Note an open cursor, for as long as anybody holds it; mostly the one before is closed by
-        then.
-        """
+    def track_cursor(self, cursor: object) -> None:
+        """Remember an open cursor by a weak reference."""
+        # The cursor before is closed by now in most cases, so the list mostly stays empty.
         before = self.cursor()
         if before is not None and not before.closed:
             self.older_cursors = [each for each in self.older_cursors if each() is not None]
@@ -62,53 +66,64 @@ class Lease:
         self.cursor = ref(cursor)
 
     def has_open_cursor(self) -> bool:
-        """Return whether somebody may go on with a cursor, a server-side one above all."""
+        """Return whether the application still holds an open cursor of this connection."""
         cursors = [each() for each in (*self.older_cursors, self.cursor)]
         return any(cursor is not None and not cursor.closed for cursor in cursors)
 
-    def runs(self, sql: object) -> None:
-        """Note what a statement is about to leave behind in the session."""
+    def note_statement(self, sql: object) -> None:
+        """Note the state that the statement *sql* is about to leave in the session."""
         left = self._read(sql)
         self.made_state = self.made_state or left not in (Leaves.NOTHING, Leaves.TRANSACTION)
-        self.unaskable = self.unaskable or left is Leaves.UNASKABLE_STATE
+        if left in (Leaves.STATE, Leaves.UNLISTED_STATE):
+            self.made_known_state = True
+        self.made_unlisted_state = self.made_unlisted_state or left is Leaves.UNLISTED_STATE
         if left not in (Leaves.NOTHING, Leaves.UNKNOWN):
-            self.brisk_s = min(self.brisk_s, 0.0)
+            self.check_after_s = min(self.check_after_s, 0.0)
 
-    def connected(self, **settings: Any) -> None:
-        """Note what a new session holds, and would hold again if another one took its place."""
-        self.driver_connection.connected()
-        self.at_connect = state.held_after_connect(**settings)
+    def note_setup(self, sql: object) -> None:
+        """Note that the statement *sql* of a subclass is about to set up the session.
+
+        A subclass may do so on one connection and not on the next. Django's own statements for the
+        time zone and for ``assume_role`` run on every connection.
+        """
+        text = sql.lower() if isinstance(sql, str) else ""
+        if not text.startswith(("set role ", "select set_config('timezone'")):
+            left = self._read(sql)
+            self.made_state_in_setup |= left not in (Leaves.NOTHING, Leaves.TRANSACTION)
+
+    def note_connected(self, **settings: Any) -> None:
+        """Note the state of a new session, which any session after it would have as well."""
+        self.driver_connection.note_connected()
+        self.state_at_connect = state.held_after_connect(**settings)
         if self.made_state and self.idle_for_s < math.inf and self.raw.autocommit:
-            # A receiver of connection_created made it, and only the server can tell what it is.
-            self.at_connect = state.held_state(self.raw)
-        self.made_state = self.unaskable = False
+            # A receiver of connection_created made state, and only the server can tell which.
+            self.state_at_connect = state.held_state(self.raw)
+        self.made_state = self.made_state_in_setup
+        self.made_known_state = self.made_unlisted_state = False
         self.is_connected = True
 
     def holds_state(self, *, pinned: bool) -> bool:
-        """Ask the session whether anything would be lost with it, and let its last statement say
-        so.
-        """
+        """Ask the session whether it holds state; if so, mark it by its last statement."""
         try:
-            if not pinned and not self.unaskable:
-                if state.held_state(self.raw) <= self.at_connect:
+            if not pinned and not self.made_unlisted_state:
+                if state.held_state(self.raw) <= self.state_at_connect:
                     return False
                 self.made_state = True
             state.mark_held_state(self.raw)
         except driver.DriverError:
-            # It ended meanwhile: its connection may go, unless somebody is to learn of the loss.
-            return not self.driver_connection.is_dead() or pinned or self.made_state
+            # The session has ended meanwhile. Its connection is kept if state was lost with it:
+            # the next caller must get the error.
+            return not self.driver_connection.is_closed() or pinned or self.made_state
         return True
 
     def due_at(self) -> float:
-        """Return when this connection is idle for too long or held for too long, whichever comes
-        first.
-        """
+        """Return when the connection becomes idle or held for too long, on the monotonic clock."""
         return min(
             self.used_at + self.idle_for_s, self.opener.report_at if self.opener else math.inf
         )
 
     def report_if_held(self, now: float) -> float:
-        """Report a connection that is held too long, once, and return when to come next."""
+        """Report once that the connection is held too long; return when to check next."""
         if self.opener is None or self.opener.reported:
             return math.inf
         if now >= self.opener.report_at:
@@ -117,40 +132,38 @@ class Lease:
         return self.opener.report_at
 
     def end(self) -> None:
-        """The wrapper closes its connection."""
-        self.dropped.detach()
-        self.driver_connection.release()
-        self._forget()
+        """End the lease, because the wrapper closes its connection."""
+        self.finalizer.detach()
+        self.driver_connection.detach()
+        self._unregister()
 
     def leave_to_parent(self) -> None:
-        """In a forked child: the session is the parent's."""
-        self.dropped.detach()
+        """In a forked child: end the lease and leave the session to the parent."""
+        self.finalizer.detach()
         driver.leave_to_parent(self.raw)
-        reclaimer.forget(self.key)
+        reclaimer.unregister(self.key)
 
-    def _drop(self) -> None:
-        """The wrapper was dropped with its connection open. This is a finalizer: see the
-        reclaimer.
-        """
+    def _finalize(self) -> None:
+        """Give the connection of a garbage-collected wrapper back; runs inside a finalizer."""
         if self.pid != os.getpid():
             driver.leave_to_parent(self.raw)
             return
-        self._forget()
+        self._unregister()
         if self.driver_connection.pool is not None:
-            # The pool's lock may be held by this very thread.
-            reclaimer.later(self.driver_connection.give_back)
+            # This thread may hold the pool's lock at this moment.
+            reclaimer.submit(self.driver_connection.give_back)
         else:
             self.driver_connection.give_back()
 
-    def _forget(self) -> None:
-        reclaimer.forget(self.key)
+    def _unregister(self) -> None:
+        reclaimer.unregister(self.key)
         if self.opener is not None and self.opener.reported:
-            reclaimer.later(self.opener.report_closed)
+            reclaimer.submit(self.opener.report_closed)
 
     def _read(self, sql: Any) -> Leaves:
         if isinstance(sql, str):
             return read(sql)
         if isinstance(sql, (bytes, bytearray)):
             return read(sql.decode(errors="replace"))
-        # Whatever else a driver takes, such as a template string, tells nobody its text.
+        # An object without as_string(), such as a template string, may hold any statement.
         return read(sql.as_string(self.raw)) if hasattr(sql, "as_string") else Leaves.STATE

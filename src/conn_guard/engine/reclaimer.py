@@ -1,8 +1,8 @@
-"""The engine's one thread a process: this room holds the reclaimer, which comes when something is
-due and sleeps otherwise.
+"""The reclaimer: one daemon thread for each process, which sleeps until a connection is due.
 
-Finalizers may call :func:`forget` and :func:`later`, inside any allocation of any thread, so these
-take no lock: a dict's and a SimpleQueue's own operations are enough."""
+Finalizers call :func:`unregister` and :func:`submit`, and a finalizer may run inside any allocation
+of any thread. So these two take no lock: single operations of a dict and of a SimpleQueue suffice.
+"""
 
 from __future__ import annotations
 
@@ -20,66 +20,68 @@ from weakref import ref
 
 logger = logging.getLogger("conn_guard.engine")
 
-# Seconds that a fork or the end of the process waits for a reclaimer that is in the middle of a
-# question to the server.
-_PATIENCE_S = 1.0
+# Seconds that a fork or the end of the process waits for a reclaimer that is asking the server.
+_STOP_TIMEOUT_S = 1.0
 
 
-class Kept(Protocol):
-    """What the reclaimer keeps."""
+class Reclaimable(Protocol):
+    """An object that the reclaimer checks at given times."""
 
-    def tend(self, now: float) -> float:
-        """Do what is due at *now*, and return when to come next, on the monotonic clock; infinity
-        for never.
+    def check_due(self, now: float) -> float:
+        """Do the work that is due at *now*, and return when to check next.
+
+        Both are seconds on the monotonic clock; infinity means never.
         """
 
     def leave_to_parent(self) -> None:
-        """In a forked child: forget the parent's session."""
+        """In a forked child: leave the session to the parent."""
 
 
 class _State:
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.kept: dict[int, ref[Kept]] = {}
+        self.registered: dict[int, ref[Reclaimable]] = {}
         self.jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.starting = threading.Lock()
         self.thread: threading.Thread | None = None
         self.wakes_at = math.inf
-        self.is_wanted = False
+        self.is_needed = False
         self.is_stopping = False
 
 
 _state = _State()
 
 
-def keep(key: int, kept: Kept, *, due_at: float, has_jobs: bool) -> None:
-    """Tend *kept* from *due_at* until it is forgotten; *has_jobs*: there may be jobs even if
-    nothing will ever be due.
+def register(key: int, target: Reclaimable, *, due_at: float, submits_jobs: bool) -> None:
+    """Check *target* from *due_at* on, until :func:`unregister` is called with *key*.
+
+    *due_at* is on the monotonic clock. With *submits_jobs* the thread starts even if nothing can
+    become due.
     """
     if _state.pid != os.getpid():
-        # uWSGI forks without telling Python.
+        # uWSGI forks in C, and Python's fork hooks don't run.
         _begin_in_child()
     state = _state
-    state.kept[key] = ref(kept)
-    if has_jobs or due_at < math.inf:
-        state.is_wanted = True
+    state.registered[key] = ref(target)
+    if submits_jobs or due_at < math.inf:
+        state.is_needed = True
         _start()
     if due_at < state.wakes_at:
-        state.jobs.put(_look_around)
+        state.jobs.put(_wake)
 
 
-def forget(key: int) -> None:
-    """Tend *key* no longer."""
-    _state.kept.pop(key, None)
+def unregister(key: int) -> None:
+    """Stop checking the object that was registered with *key*."""
+    _state.registered.pop(key, None)
 
 
-def later(job: Callable[[], None]) -> None:
-    """Let the reclaimer do *job*, which a finalizer must not do itself."""
+def submit(job: Callable[[], None]) -> None:
+    """Run *job* in the reclaimer's thread; a finalizer must not run it itself."""
     _state.jobs.put(job)
 
 
-def _look_around() -> None:
-    """Wake the reclaimer, which then computes its next deadline."""
+def _wake() -> None:
+    """Do nothing; as a job it wakes the reclaimer, which then computes its next deadline."""
 
 
 def _start() -> None:
@@ -91,7 +93,7 @@ def _start() -> None:
             thread = threading.Thread(
                 target=_run, args=(state,), name="conn_guard.reclaimer", daemon=True
             )
-            # RuntimeError: the interpreter is about to end and takes no new threads.
+            # RuntimeError: the interpreter is about to end and starts no new threads.
             with contextlib.suppress(RuntimeError):
                 thread.start()
                 state.thread = thread
@@ -99,12 +101,12 @@ def _start() -> None:
 
 def _run(state: _State) -> None:
     while not state.is_stopping:
-        wakes_at = _tend_all(state)
+        wakes_at = _check_all(state)
         try:
             job = state.jobs.get(timeout=_seconds_until(wakes_at))
         except queue.Empty:
             continue
-        _do(job)
+        _run_job(job)
 
 
 def _seconds_until(wakes_at: float) -> float | None:
@@ -113,51 +115,50 @@ def _seconds_until(wakes_at: float) -> float | None:
     return min(max(0.0, wakes_at - time.monotonic()), threading.TIMEOUT_MAX)
 
 
-def _tend_all(state: _State) -> float:
-    # Whoever comes while we look around wakes us, since we may have passed its place.
+def _check_all(state: _State) -> float:
+    # With infinity here, an object that is registered during the loop sends a wake-up. The loop
+    # may already have passed its place.
     state.wakes_at = math.inf
     wakes_at = math.inf
-    for each in list(state.kept.values()):
-        kept = each()
-        if kept is not None:
+    for reference in list(state.registered.values()):
+        target = reference()
+        if target is not None:
             try:
-                wakes_at = min(wakes_at, kept.tend(time.monotonic()))
+                wakes_at = min(wakes_at, target.check_due(time.monotonic()))
             except Exception:
-                logger.exception("A connection could not be tended.")
+                logger.exception("The reclaimer could not check a connection.")
     state.wakes_at = wakes_at
     return wakes_at
 
 
-def _do(job: Callable[[], None]) -> None:
+def _run_job(job: Callable[[], None]) -> None:
     try:
         job()
     except Exception:
-        logger.exception("A connection could not be given back.")
+        logger.exception("The reclaimer could not give a connection back.")
 
 
 def _stop() -> None:
-    """End the thread, if there is one: at exit, and before a fork, which copies no threads but the
-    locks they hold.
-    """
+    """Stop the thread at exit and before a fork, which copies locks but not their threads."""
     _state.is_stopping = True
     if _state.thread is not None and _state.pid == os.getpid():
-        _state.jobs.put(_look_around)
-        _state.thread.join(_PATIENCE_S)
+        _state.jobs.put(_wake)
+        _state.thread.join(_STOP_TIMEOUT_S)
 
 
 def _resume() -> None:
     _state.is_stopping = False
-    if _state.is_wanted:
+    if _state.is_needed:
         _start()
 
 
 def _begin_in_child() -> None:
     global _state
-    kept = [each() for each in list(_state.kept.values())]
+    targets = [reference() for reference in list(_state.registered.values())]
     _state = _State()
-    for each in kept:
-        if each is not None:
-            each.leave_to_parent()
+    for target in targets:
+        if target is not None:
+            target.leave_to_parent()
 
 
 atexit.register(_stop)

@@ -1,12 +1,12 @@
-"""Asks a session of the application which state it holds, on the driver's own connection."""
+"""The queries that ask a session of the application which state it holds."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# Everything that would be lost with the session and that it can list, one line each. A relation in
-# the temporary schema, because the schema itself stays after DROP TABLE. Cursors: only a holdable
-# one outlives its transaction.
+# One row for each piece of state that is lost with the session and that the session can list.
+# Relations in the temporary schema are listed and not the schema, because the schema stays after
+# DROP TABLE. Only holdable cursors are listed, because the others end with their transaction.
 HELD_STATE = """
 SELECT 'listening ' || channel FROM pg_catalog.pg_listening_channels() AS channel
 UNION ALL SELECT 'lock ' || pg_catalog.concat_ws(' ', classid, objid, objsubid)
@@ -21,14 +21,15 @@ UNION ALL SELECT 'setting ' || name || '=' || setting FROM pg_catalog.pg_setting
 WHERE source = 'session'
 """
 
-# The last statement is all that others see of a session at rest, so it says what the question
-# before it would have hidden.
+# Other sessions see only the last statement of an idle session. HELD_STATE would hide a LISTEN
+# from the reaper, so this statement follows it.
 MARK_HELD_STATE = "/* conn_guard:holds-state */ SELECT 1"
 
 
 def held_state(raw: Any) -> frozenset[str]:
-    """Return what the session of the driver connection *raw*, in autocommit, holds; raise the
-    driver's errors.
+    """Return the state that the session of *raw*, a driver connection in autocommit, holds.
+
+    Raises the driver's errors.
     """
     with raw.cursor() as cursor:
         cursor.execute(HELD_STATE)
@@ -36,9 +37,7 @@ def held_state(raw: Any) -> frozenset[str]:
 
 
 def held_after_connect(*, timezone: str | None, role: str | None, isolation: str) -> frozenset[str]:
-    """Return what a session holds as soon as Django has connected it; psycopg2 sets *isolation* at
-    connect.
-    """
+    """Return the state that Django itself makes at connect; psycopg2 sets *isolation* then."""
     held = {
         f"setting TimeZone={timezone}",
         f"role {role}",
@@ -48,8 +47,9 @@ def held_after_connect(*, timezone: str | None, role: str | None, isolation: str
 
 
 def mark_held_state(raw: Any) -> None:
-    """Let the last statement of *raw*'s session tell a reaper that it holds state; raise the
-    driver's errors.
+    """Make the mark for the reaper the last statement of *raw*'s session.
+
+    Raises the driver's errors.
     """
     with raw.cursor() as cursor:
         cursor.execute(MARK_HELD_STATE)

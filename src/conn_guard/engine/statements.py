@@ -1,4 +1,4 @@
-"""Tells by its text alone what a statement leaves behind in its session."""
+"""Reads from the text of a statement which state it leaves behind in its session."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import Enum
 
 
 class Leaves(Enum):
-    """What a session holds after a statement that it did not hold before."""
+    """The kinds of state that a statement can leave in its session."""
 
     NOTHING = "nothing"
     UNKNOWN = "unknown"
@@ -16,14 +16,14 @@ class Leaves(Enum):
     TRANSACTION = "transaction"
     """A transaction that only the server knows of, begun by a raw BEGIN."""
     STATE = "state"
-    UNASKABLE_STATE = "unaskable state"
-    """A setting of the application's own, such as ``app.tenant``, which no query can list."""
+    UNLISTED_STATE = "unlisted state"
+    """A custom setting such as ``app.tenant``, which no query can list."""
 
 
-# A text of so many statements is a script, which counts as state unread.
+# A text with this many statements counts as state without being read: it is a script.
 _MANY_STATEMENTS = 50
 
-# Beyond this a text is an import or a bulk insert: reading it again costs less than keeping it.
+# A longer text is an import or a bulk insert. Caching it costs more than reading it again.
 KEPT_CHARACTERS = 4000
 
 _OPENS = re.compile(
@@ -39,8 +39,8 @@ _OPENS = re.compile(
 _BLOCK = re.compile(r"/\*|\*/")
 _PLAIN = re.compile(r"""['"][\w.]*['"]""")
 
-# A word that begins a statement, or, where it can hide in another one, anywhere. A doubt counts as
-# state, which is the safe side.
+# Words that make state: at the begin of a statement, or anywhere if they can stand inside another
+# statement. A false match costs a session its replacement; a missed one would lose state.
 _STATE = re.compile(
     r"""^\s*(?:set\s+(?!local\b|transaction\b|constraints\b)
         |listen\b|load\b|call\b|do\b|prepare\s+(?!transaction\b))
@@ -51,31 +51,32 @@ _STATE = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _BEGIN = re.compile(r"\s*(?:begin|start\s+transaction)\b")
-# SET SESSION AUTHORIZATION changes both roles that the server names, so nothing there tells of it.
-_UNASKABLE_SET = re.compile(r'\s*set\s+(?:session\s+authorization\b|(?:session\s+)?[\w"]+\s*\.)')
-# With a literal true it is the function's form of SET LOCAL; otherwise only a plain name in quotes
-# can be asked for.
+# SET SESSION AUTHORIZATION changes current_user and session_user alike, so their comparison in
+# HELD_STATE doesn't show it.
+_UNLISTED_SET = re.compile(r'\s*set\s+(?:session\s+authorization\b|(?:session\s+)?[\w"]+\s*\.)')
+# set_config(…, true) is SET LOCAL. Otherwise the setting can be listed only if its name is a plain
+# one in quotes.
 _SET_CONFIG = re.compile(
-    r"\bset_config\W*\((?![^()]*,\s*true\s*\)(?:\W|$))(?P<askable>\s*'[^'.]+'\s*,)?"
+    r"\bset_config\W*\((?![^()]*,\s*true\s*\)(?:\W|$))(?P<listed>\s*'[^'.]+'\s*,)?"
 )
 _CALL = re.compile(r'(?P<before>::|[\w"]*)\s*(?<![\w"."])(?P<name>[\w"]+(?:\s*\.\s*[\w"]+)*)\s*\(')
-# What stands between these words and a parenthesis is a table, a column alias or a type.
+# A name between one of these words and a parenthesis is a table, a column alias or a type.
 _NAMES_NO_FUNCTION = frozenset(["::", "as", "copy", "into", "references", "table"])
 
 
 def read(sql: str) -> Leaves:
-    """Return what *sql* leaves behind in its session."""
+    """Return the kind of state that *sql* leaves behind in its session."""
     text = _without_texts(sql.lower())
     if text is None:
         return Leaves.STATE
     if "set_config" in text and (call := _SET_CONFIG.search(text)):
-        return Leaves.STATE if call["askable"] else Leaves.UNASKABLE_STATE
+        return Leaves.STATE if call["listed"] else Leaves.UNLISTED_STATE
     statements = text.split(";", _MANY_STATEMENTS)
     if len(statements) >= _MANY_STATEMENTS:
         return Leaves.STATE
-    if any(_UNASKABLE_SET.match(each) for each in statements):
-        return Leaves.UNASKABLE_STATE
-    # pg_advisory_xact_lock is none: it ends with its transaction.
+    if any(_UNLISTED_SET.match(each) for each in statements):
+        return Leaves.UNLISTED_STATE
+    # pg_advisory_xact_lock doesn't match, because it ends with its transaction.
     if "advisory_lock" in text or any(_STATE.search(each) for each in statements):
         return Leaves.STATE
     if any(_BEGIN.match(each) for each in statements):
@@ -84,13 +85,13 @@ def read(sql: str) -> Leaves:
 
 
 remember = functools.lru_cache(maxsize=512)(read)
-"""What :func:`read` returns, for texts of at most KEPT_CHARACTERS that come again and again."""
+""":func:`read` with a cache, for texts of at most KEPT_CHARACTERS."""
 
 
 def _without_texts(sql: str) -> str | None:
-    """Return *sql* with spaces for comments and without the inside of its literals.
+    """Return *sql* with spaces for comments and without the text inside its literals.
 
-    None means that this can't be told for sure.
+    None means that the text is ambiguous.
     """
     if not any(each in sql for each in ("'", '"', "--", "/*", "$")):
         return sql
@@ -113,7 +114,7 @@ def _without_texts(sql: str) -> str | None:
             end = sql.find(found, start)
             start = end + len(found) if end >= 0 else -1
             parts.append("''")
-        # With standard_conforming_strings off the text would go on behind such a quote.
+        # With standard_conforming_strings off, the literal would not end at this quote.
         elif kind == "text" and "\\'" in found:
             return None
         elif _PLAIN.fullmatch(found):
@@ -127,7 +128,7 @@ def _without_texts(sql: str) -> str | None:
 
 
 def _end_of_block(sql: str, start: int) -> int:
-    """Return where the comment ends that opens before *start*; comments may be nested. -1: nowhere.
+    """Return the end of the comment that opens before *start*, or -1; comments may be nested.
 
     **Source:** PostgreSQL documentation, "Lexical Structure", Comments.
     """
@@ -148,9 +149,8 @@ def _calls_unknown_function(text: str) -> bool:
     return False
 
 
-# The words of SQL that stand before a parenthesis, and the functions of PostgreSQL that the ORM and
-# most raw queries call. A function that is missing here costs a session its silent replacement, no
-# more.
+# SQL keywords that stand before a parenthesis, and the PostgreSQL functions that the ORM and most
+# raw queries call. A function that is missing here only costs a session its silent replacement.
 _HARMLESS = frozenset(
     """
     all and any as brin btree by case check conflict cube distinct else except exclude exists

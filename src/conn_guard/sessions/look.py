@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from django.db import Error, connections
+from django.db import Error
 
 from conn_guard.sessions.census import by_state, judge_all, nearest_limit
 from conn_guard.sessions.groups import Row, Setting, Snapshot, belongs, limit_kind
 from conn_guard.sessions.login import Identity, LostError, OwnSession, error_text, log_in
 from conn_guard.sessions.policy import Policy, Verdict
 from conn_guard.sessions.report import Exit, RunError
+from conn_guard.sessions.scope import grant, identity, missing_rights, scope
 from conn_guard.sessions.server import Server
 from conn_guard.sessions.session import CLIENT_BACKEND, REPORT_APPLICATION, Session
 from conn_guard.sessions.shape import MOST_CHARACTERS, shape
 from conn_guard.sessions.stop import Stop
-from conn_guard.text import sql_name
 
 logger = logging.getLogger("conn_guard.report")
 
@@ -119,10 +119,10 @@ class Observer:
         server = self.server()
         session = server.session
         snapshot = replace(snapshot, address=session.address)
-        if (first := seen.setdefault(self._identity(session), self.alias)) != self.alias:
+        if (first := seen.setdefault(identity(session, self.alias), self.alias)) != self.alias:
             note = f"{self.alias} leads to the same place as {first}: reported once"
             return replace(snapshot, mirror_of=first, notes=[note])
-        policy = self._scope(session)
+        policy = scope(session, self.alias, self._policy)
         sessions = server.list_sessions()
         lasts = {
             row["pid"]: shape(
@@ -132,7 +132,7 @@ class Observer:
         }
         limits = server.limits()
         slots = nearest_limit(sessions, policy, limits)
-        refusal, rights = _refusal(sessions, policy)
+        refusal, rights = missing_rights(sessions, policy)
         hides = any(each.hidden and belongs(each, in_scope=False) for each in sessions)
         needed = ["pg_read_all_stats"] * hides + [
             right for right in rights if right != "pg_read_all_stats" or not hides
@@ -158,7 +158,7 @@ class Observer:
                 if each.database and each.backend_type == CLIENT_BACKEND
             ),
             refusal=refusal,
-            grant=_grant(server, needed) if needed else "",
+            grant=grant(server, needed) if needed else "",
             is_superuser=session.is_superuser,
             settings={
                 row["name"]: Setting(row["value"], row["unit"]) for row in session.rows(SETTINGS)
@@ -171,13 +171,6 @@ class Observer:
         except Error:  # a busy table of locks, and our statement_timeout
             logger.warning("%s: it could not be asked which sessions wait.", self.alias)
             return {}
-
-    def _scope(self, session: OwnSession) -> Policy:
-        policy = replace(self._policy, login_role=session.login_role, database=session.database)
-        if session.alias != self.alias and not policy.users:
-            # Logged in by another alias: the sessions to judge are still those of this one's role.
-            policy = replace(policy, users=(connections.settings[self.alias]["USER"],))
-        return policy
 
     def server(self) -> Server:
         """Return the server as our own session sees it; log in if necessary. Raises RunError."""
@@ -195,11 +188,6 @@ class Observer:
             self._is_told = False
             self._server, self._earlier = Server(session), session
         return self._server
-
-    def _identity(self, session: OwnSession) -> Identity:
-        if session.alias == self.alias:
-            return session.identity
-        return replace(session.identity, login_role=connections.settings[self.alias]["USER"])
 
 
 def look_at_all(observers: Iterable[Observer], *, stop: Stop) -> Iterator[Snapshot]:
@@ -226,27 +214,3 @@ def _rows(
                 last=lasts.get(session.pid, ""),
                 blocked_by=blocked.get(session.pid, ()),
             )
-
-
-def _refusal(sessions: Sequence[Session], policy: Policy) -> tuple[str, list[str]]:
-    """Return why idle_reaper would refuse these *sessions*, and the rights that it lacks."""
-    candidates = [each for each in sessions if policy.might_reap(each)]
-    hidden = sum(each.hidden for each in candidates)
-    forbidden = sum(not each.may_signal for each in candidates)
-    faults = [f"may not see {hidden}"] * bool(hidden) + [f"may not signal {forbidden}"] * bool(
-        forbidden
-    )
-    rights = ["pg_read_all_stats"] * bool(hidden) + ["pg_signal_backend"] * bool(forbidden)
-    return " and ".join(faults), rights
-
-
-def _grant(server: Server, rights: Sequence[str]) -> str:
-    """Return the SQL that grants *rights* to the login role so that it can use them."""
-    role = sql_name(server.session.login_role)
-    grant = f"GRANT {', '.join(rights)} TO {role}"
-    if server.inherits_grants():
-        return f"{grant};"
-    # From PostgreSQL 16 on, each grant says whether it is inherited; before, the role does.
-    if server.session.version_num >= 160000:
-        return f"{grant} WITH INHERIT TRUE;"
-    return f"ALTER ROLE {role} INHERIT; {grant};"

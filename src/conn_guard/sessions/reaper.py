@@ -21,10 +21,10 @@ from conn_guard.sessions.census import (
 from conn_guard.sessions.login import Identity, LostError, OwnSession, error_text, log_in, sqlstate
 from conn_guard.sessions.policy import Policy, Verdict
 from conn_guard.sessions.report import Action, Exit, Outcome, Report, RunError, Status
+from conn_guard.sessions.scope import grant, identity, missing_rights, scope
 from conn_guard.sessions.server import Server
 from conn_guard.sessions.session import Session
 from conn_guard.sessions.stop import Stop
-from conn_guard.text import sql_name
 
 logger = logging.getLogger("conn_guard.reaper")
 
@@ -91,12 +91,7 @@ class Reaper:
 
         Raises RunError.
         """
-        session = self._connected().session
-        policy = replace(self._policy, login_role=session.login_role, database=session.database)
-        if session.alias != self.alias and not policy.users:
-            # Logged in by another alias: the sessions to judge are still those of this one's role.
-            policy = replace(policy, users=(connections.settings[self.alias]["USER"],))
-        return policy
+        return scope(self._connected().session, self.alias, self._policy)
 
     def reap(
         self, *, at_most: int | None = None, seen: dict[Identity, str] | None = None
@@ -130,7 +125,9 @@ class Reaper:
         server = self._connected()
         policy = self.scope()
         report = replace(report, address=server.session.address)
-        if (first := seen.setdefault(self._identity(server), self.alias)) != self.alias:
+        if (
+            first := seen.setdefault(identity(server.session, self.alias), self.alias)
+        ) != self.alias:
             note = f"{self.alias} leads to the same place as {first}: reaped once"
             return replace(report, mirror_of=first, notes=[note])
         if not self._options.dry_run and not self._lock(server, policy):
@@ -232,12 +229,6 @@ class Reaper:
             self._server, self._earlier = Server(session), session
         return self._server
 
-    def _identity(self, server: Server) -> Identity:
-        identity = server.session.identity
-        if server.session.alias == self.alias:
-            return identity
-        return replace(identity, login_role=connections.settings[self.alias]["USER"])
-
     def _lock(self, server: Server, policy: Policy) -> bool:
         until = time.monotonic() + self._options.wait.total_seconds()
         while not self._is_locked:
@@ -325,33 +316,13 @@ def _refuse_atomic(alias: str) -> None:
 
 
 def _refuse_blind(server: Server, alias: str, sessions: Sequence[Session], policy: Policy) -> None:
-    candidates = [each for each in sessions if policy.might_reap(each)]
-    hidden = sum(each.hidden for each in candidates)
-    forbidden = sum(not each.may_signal for each in candidates)
-    faults = [f"may not see {hidden}"] * bool(hidden) + [f"may not signal {forbidden}"] * bool(
-        forbidden
-    )
-    grants = ["pg_read_all_stats"] * bool(hidden) + ["pg_signal_backend"] * bool(forbidden)
+    faults, roles = missing_rights(sessions, policy)
     if faults:
         raise RunError(
             Exit.BLIND,
-            f"{alias}: role {policy.login_role} {' and '.join(faults)} of the sessions in scope, so"
-            f" no session was signalled. Let an administrator run: {_grant(server, grants)}",
+            f"{alias}: role {policy.login_role} {faults} of the sessions in scope, so"
+            f" no session was signalled. Let an administrator run: {grant(server, roles)}",
         )
-
-
-def _grant(server: Server, rights: Sequence[str]) -> str:
-    """Return the SQL that grants *rights* to the login role so that it can use them."""
-    role = sql_name(server.session.login_role)
-    grant = f"GRANT {', '.join(rights)} TO {role}"
-    if server.inherits_grants():
-        return f"{grant};"
-    # From PostgreSQL 16 on, each grant says whether it is inherited; before, the role does.
-    return (
-        f"{grant} WITH INHERIT TRUE;"
-        if server.session.version_num >= 160000
-        else f"ALTER ROLE {role} INHERIT; {grant};"
-    )
 
 
 def _scope_number(policy: Policy) -> int:

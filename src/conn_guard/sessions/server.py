@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -251,76 +251,6 @@ def _session(row: Mapping[str, Any]) -> Session:
         in_transaction=row["in_transaction"],
         waits_for_client=row["waits_for_client"],
         last_statement=last_statement(row["query"]),
-    )
-
-
-# For the system checks, by Django's own cursor: they judge the application's session.
-
-# pg_settings has the values that hold for this session, those of its role and database included,
-# and no row for a setting that the server lacks. session_user: the role that logged in takes the
-# slot, whatever SET ROLE says.
-APPLICATION = """
-SELECT pg_catalog.pg_backend_pid() AS backend_pid,
-       current_database()::text AS database,
-       d.datconnlimit AS database_limit,
-       r.rolname::text AS role,
-       r.rolconnlimit AS role_limit,
-       r.rolsuper AS is_superuser,
-       ARRAY(SELECT s.name || '=' || s.setting FROM pg_catalog.pg_settings s WHERE s.name IN (
-           'idle_session_timeout', 'idle_in_transaction_session_timeout', 'max_connections',
-           'superuser_reserved_connections', 'reserved_connections',
-           'rds.rds_superuser_reserved_connections')) AS settings
-FROM pg_catalog.pg_roles r, pg_catalog.pg_database d
-WHERE r.rolname = session_user AND d.datname = current_database()
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ApplicationSession:
-    """The application's own session and the limits that apply to it; None is no limit."""
-
-    backend_pid: int
-    client_pid: int
-    database: str
-    database_limit: int | None
-    role: str
-    role_limit: int | None
-    is_superuser: bool
-    settings: Mapping[str, int]
-
-    @property
-    def is_pooled(self) -> bool:
-        """Whether a pooler stands between: it made up the pid that the driver received."""
-        return self.backend_pid != self.client_pid
-
-
-def application_session(connection: Any) -> ApplicationSession:
-    """Return the session of *connection*, Django's own for an alias; connects if necessary.
-
-    Raises Django's database errors, and LookupError if the answer isn't PostgreSQL's.
-    """
-    with connection.cursor() as cursor:
-        cursor.execute(APPLICATION)
-        rows = named_rows(cursor)
-    # Without autocommit the query began a transaction, which nothing else would end.
-    if not connection.in_atomic_block and not connection.get_autocommit():
-        connection.rollback()
-    if not rows:
-        raise LookupError("the server doesn't list the role or the database of this session")
-    (row,) = rows
-    database_limit, role_limit = row["database_limit"], row["role_limit"]
-    return ApplicationSession(
-        backend_pid=row["backend_pid"],
-        client_pid=connection.connection.info.backend_pid,
-        database=row["database"],
-        database_limit=database_limit if database_limit >= 0 else None,
-        role=row["role"],
-        role_limit=role_limit if role_limit >= 0 and not row["is_superuser"] else None,
-        is_superuser=row["is_superuser"],
-        settings={
-            name: int(value)
-            for name, _, value in (setting.partition("=") for setting in row["settings"])
-        },
     )
 
 

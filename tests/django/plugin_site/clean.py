@@ -1,4 +1,4 @@
-"""This room holds tests none of which leaves anything open, though each looks as if."""
+"""Tests that leave nothing open, though each looks as if it did."""
 
 import http.client
 import threading

@@ -1,4 +1,4 @@
-"""This room holds tests each of which leaves something open."""
+"""Tests that leave something open."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""This room holds the ways to open a connection and what keeps it."""
+"""Ways to open a connection, and references that keep it."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

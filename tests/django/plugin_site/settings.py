@@ -1,4 +1,4 @@
-"""This room holds settings with each kind of alias that the plugin meets."""
+"""Settings with each kind of alias that the plugin meets."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""This room holds the views of the live server."""
+"""The views of the live server."""
 
 from django.db import connections
 from django.http import HttpResponse

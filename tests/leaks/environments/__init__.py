@@ -1,6 +1,4 @@
-"""The Djangos and drivers of the matrix: this room holds which there are, their pins, and how their
-environments are made.
-"""
+"""The Djangos and drivers of the matrix, their pins, and how their environments are made."""
 
 from __future__ import annotations
 

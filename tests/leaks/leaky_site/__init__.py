@@ -1,1 +1,1 @@
-"""This room holds a small Django project in which every view leaks in a way of its own."""
+"""A small Django project in which every view leaks in its own way."""

@@ -1,4 +1,4 @@
-"""This room holds the ASGI door of the leaky project."""
+"""The ASGI application of the leaky project."""
 
 import os
 

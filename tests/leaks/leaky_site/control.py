@@ -1,6 +1,4 @@
-"""What the harness asks of a server without touching Django: this room holds the count of work
-under way, and the collector.
-"""
+"""The server's count of unfinished work, and its collector, for the harness; without Django."""
 
 import gc
 import json

@@ -1,4 +1,4 @@
-"""This room holds a model over rows that every PostgreSQL has, so that no migration is needed."""
+"""A model over rows that every PostgreSQL has, so that no migration is needed."""
 
 from django.db import models
 

@@ -1,6 +1,4 @@
-"""This room holds the settings of the leaky project; the harness chooses them by environment
-variables.
-"""
+"""The settings of the leaky project; environment variables choose among them."""
 
 import os
 from urllib.parse import unquote, urlsplit

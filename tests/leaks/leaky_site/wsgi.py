@@ -1,4 +1,4 @@
-"""This room holds the WSGI door of the leaky project."""
+"""The WSGI application of the leaky project."""
 
 import os
 

@@ -1,6 +1,4 @@
-"""What Django promises its test cases: this room holds the proof that the engine changes nothing
-about it.
-"""
+"""Django's promises to its test cases, which the engine keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This room holds the tests' settings with the engine as every PostgreSQL alias's ENGINE."""
+"""The tests' settings, with the engine as ENGINE of every PostgreSQL alias."""
 
 import os
 

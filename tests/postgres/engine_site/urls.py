@@ -1,4 +1,4 @@
-"""This room holds the one page of the engine's site, which counts the groups and adds one."""
+"""The only page of the site: it counts the groups and adds one."""
 
 from django.contrib.auth.models import Group
 from django.http import HttpResponse

@@ -1,1 +1,1 @@
-"""A project whose jobs leave connections behind: this room holds what its workers run."""
+"""A project whose jobs leave connections open, for real workers."""

@@ -1,4 +1,4 @@
-"""This room holds what a project of django-rq writes to have its jobs' connections closed."""
+"""The app configuration that closes the connections of django-rq's jobs."""
 
 from django.apps import AppConfig
 from django.conf import settings

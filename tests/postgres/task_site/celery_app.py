@@ -1,4 +1,4 @@
-"""This room holds what a project of Celery writes; ``celery -A`` names it."""
+"""The Celery application of the project; ``celery -A`` names it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This room holds the jobs, each of which leaves its connection in a way of its own."""
+"""Jobs that leave their connections open, each in its own way."""
 
 from __future__ import annotations
 

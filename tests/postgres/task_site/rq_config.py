@@ -1,4 +1,4 @@
-"""This room holds what a project of RQ without django-rq writes; ``rq worker -c`` names it."""
+"""The configuration of RQ without django-rq; ``rq worker -c`` names it."""
 
 import os
 

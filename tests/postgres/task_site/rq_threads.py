@@ -1,6 +1,4 @@
-"""This room holds a program that runs two workers in threads of one process, until it is told to
-stop.
-"""
+"""A program that runs two workers in threads of one process until it is told to stop."""
 
 import os
 import threading

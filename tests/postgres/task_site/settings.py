@@ -1,6 +1,4 @@
-"""This room holds the settings of the workers: connections that stay, under the name that the test
-counts.
-"""
+"""The settings of the workers: persistent connections, under the name that the test counts."""
 
 from tests.settings import *  # noqa: F403
 from tests.settings import ADDRESS, env

@@ -1,1 +1,1 @@
-"""``ENGINE = "conn_guard.engine.postgis"``: this room holds Django's PostGIS engine, guarded."""
+"""Django's PostGIS engine, guarded: ``ENGINE = "conn_guard.engine.postgis"``."""

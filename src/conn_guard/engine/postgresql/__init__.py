@@ -1,3 +1,1 @@
-"""``ENGINE = "conn_guard.engine.postgresql"``: this room holds Django's PostgreSQL engine,
-guarded.
-"""
+"""Django's PostgreSQL engine, guarded: ``ENGINE = "conn_guard.engine.postgresql"``."""

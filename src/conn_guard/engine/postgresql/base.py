@@ -1,13 +1,11 @@
-"""Django's door to the engine: this room holds the DatabaseWrapper that Django looks for under this
-name.
-"""
+"""The DatabaseWrapper for PostgreSQL; Django looks for it under this module and class name."""
 
 from __future__ import annotations
 
 from django.db.backends.postgresql import base
 
-from conn_guard.engine.wrapper import Guarded
+from conn_guard.engine.wrapper import GuardedWrapper
 
 
-class DatabaseWrapper(Guarded, base.DatabaseWrapper):
-    """Django's own wrapper for PostgreSQL, guarded."""
+class DatabaseWrapper(GuardedWrapper, base.DatabaseWrapper):
+    """Django's wrapper for PostgreSQL with conn_guard's behaviour mixed in."""
