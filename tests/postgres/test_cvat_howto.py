@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import conn_guard
 from tests.postgres.howto import HOW_TO, blocks, lines
 from tests.support import programs
 from tests.support.own_server import own_server
@@ -96,7 +97,7 @@ class Container:
         # The image's and compose's variables; none that CVAT's entrypoint sets.
         self.environ = {
             "PATH": os.defpath,
-            "PYTHONPATH": str(CHECKOUT / "src"),
+            "PYTHONPATH": str(Path(conn_guard.__file__).parents[1]),
             "DJANGO_SETTINGS_MODULE": "guarded",
             "CVAT_POSTGRES_HOST": server.server.host,
             "CVAT_POSTGRES_PORT": str(server.server.port),
@@ -123,6 +124,7 @@ class Container:
     @contextmanager
     def serve(self, settings: str) -> Iterator[tuple[int, Path]]:
         """Run uvicorn with *settings*, as CVAT does; give its port and its log."""
+        pytest.importorskip("uvicorn")
         log = self.home / "uvicorn.log"
         environ = {
             **self.environ,
@@ -323,7 +325,8 @@ def test_the_trial_tells_a_version_that_leaks(server, container):
     look = before.replace("--idle-for 30s", "--idle-for 0.1s")
     with container.serve(STOCK) as (port, _):
         assert "would signal 0" in container.exec(look).stdout
-        load = load.replace("localhost:8080", f"127.0.0.1:{port}").replace("seq 100", "seq 20")
+        load = load.replace("localhost:8080", f"127.0.0.1:{port}")
+        load = load.replace("seq 100", f"seq {DOWNLOADS}")
         subprocess.run(["sh", "-c", load], env={**os.environ, "TOKEN": "secret"}, timeout=120)
         until(lambda: f"would signal {DOWNLOADS}" in container.exec(look).stdout, timeout=30)
 
