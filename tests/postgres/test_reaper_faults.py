@@ -271,7 +271,10 @@ def test_sigterm_while_it_waits_is_obeyed_at_once(server, tmp_path):
         until(lambda: not server.alive(second), timeout=30)
         exit_code, events, stderr = process.end(signal.SIGTERM)
         assert exit_code == 143
-        assert (events[-1]["signalled"], events[-1]["gone"], events[-1]["survivors"]) == (2, 1, 1)
+        last = events[-1]
+        assert last["signalled"] == last["gone"] + last["survivors"] == 2
+        # The signal may come while the reaper looks: then it has not seen that the second left.
+        assert last["survivors"] in (1, 2)
         assert stderr.endswith("CommandError: default: stopped by SIGTERM after 2 signals.\n")
         until(lambda: not server.reapers())
 
