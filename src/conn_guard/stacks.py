@@ -32,7 +32,7 @@ def own_stack(frames: Iterable[FrameType]) -> traceback.StackSummary:
     only when the stack is formatted.
     """
     inside = list(itertools.takewhile(lambda frame: _package(frame) not in _TEST_RUNNERS, frames))
-    own = [frame for frame in inside if _package(frame) not in _INTERNAL] or inside
+    own = [frame for frame in inside if is_own(frame)] or inside
     stack = traceback.StackSummary.extract(
         ((frame, frame.f_lineno) for frame in own), lookup_lines=False
     )
@@ -41,8 +41,12 @@ def own_stack(frames: Iterable[FrameType]) -> traceback.StackSummary:
 
 
 def callers() -> list[FrameType]:
-    """Return the frames of this thread, from the caller of this function outwards."""
-    return [frame for frame, _ in traceback.walk_stack(sys._getframe(1))]
+    """Return the frames of this thread, from the caller of the calling function outwards.
+
+    The calling function's own frame is left out: a frame whose variable holds itself is a cycle,
+    and would keep every variable of these frames until the garbage collector runs.
+    """
+    return [frame for frame, _ in traceback.walk_stack(sys._getframe(2))]
 
 
 def where_is(ident: int) -> str:
@@ -51,10 +55,19 @@ def where_is(ident: int) -> str:
     **Source:** ``sys._current_frames()``.
     """
     frame = sys._current_frames().get(ident)
-    if frame is None or all(each.ident != ident for each in threading.enumerate()):
-        return "That thread has ended.\n"
-    frames = [frame for frame, _ in traceback.walk_stack(frame)]
-    return f"That thread is now at:\n{''.join(own_stack(frames).format())}"
+    try:
+        if frame is None or all(each.ident != ident for each in threading.enumerate()):
+            return "That thread has ended.\n"
+        stack = own_stack(each for each, _ in traceback.walk_stack(frame))
+        return f"That thread is now at:\n{''.join(stack.format())}"
+    finally:
+        # It is this function's own frame if *ident* is this thread.
+        del frame
+
+
+def is_own(frame: FrameType) -> bool:
+    """Return whether *frame* belongs to the project and not to a library that runs its threads."""
+    return _package(frame) not in _INTERNAL
 
 
 def _package(frame: FrameType) -> str:

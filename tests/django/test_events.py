@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -45,6 +46,14 @@ def test_threads_are_named_by_what_they_run(alias, observer, caplog):
     assert line == (
         f"Ended connections that were left open: 3 of threads that run {__name__}.work."
     )
+
+
+def test_an_executors_thread_is_named_by_the_function_that_queries(alias, observer, caplog):
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(work, alias).result()
+    assert observer.settled(alias, 0)
+    [line] = until(lambda: lines(caplog))
+    assert line.endswith(f"1 of threads that run {__name__}.work.")
 
 
 def test_a_view_is_named_where_its_context_reaches_the_thread(alias, observer, caplog):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import threading
 import time
 from collections import Counter, deque
+
+from conn_guard import stacks
 
 logger = logging.getLogger("conn_guard.middleware")
 
@@ -44,14 +45,24 @@ def thread_left_open(count: int, origin: str) -> None:
 def origin_of_thread(view: str) -> str:
     """Return which code the current thread belongs to: the *view* that started it, or what it runs.
 
+    An executor's thread runs many functions; there it is the one that opens the connection.
+
     Python passes a context, and with it the view, to the calls of ``asyncio.to_thread`` and of
     asgiref; to a ``threading.Thread`` only from 3.14 on, by ``sys.flags.thread_inherit_context``.
     """
     if view:
         return f"threads that {view} started"
-    frame = sys._getframe()
-    while frame.f_back is not None and frame.f_back.f_code is not threading.Thread.run.__code__:
-        frame = frame.f_back
+    frames = stacks.callers()
+    target = next(
+        (
+            frame
+            for frame in frames
+            if frame.f_back is not None and frame.f_back.f_code is threading.Thread.run.__code__
+        ),
+        frames[-1],
+    )
+    own = [frame for frame in frames if stacks.is_own(frame)]
+    frame = target if stacks.is_own(target) or not own else own[0]
     name = getattr(frame.f_code, "co_qualname", frame.f_code.co_name)
     return f"threads that run {frame.f_globals.get('__name__')}.{name}"
 

@@ -60,6 +60,7 @@ def _own(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
                 scope.found_on == threading.get_ident() or _is_asgirefs_thread()
             ):
                 owner.scope = scope
+                owner.origin = owner.origin or "threads that serve requests"
             owner.origin = owner.origin or events.origin_of_thread(scopes.current_view())
             if scope is not None and scope.finished:
                 _own_after_request(connection)
