@@ -104,7 +104,7 @@ class Container:
         }
 
     def here(self, text: str) -> str:
-        return text.replace("/opt/venv/bin/python", sys.executable).replace(
+        return text.replace("/opt/venv/bin/python", shlex.quote(sys.executable)).replace(
             "/home/django", str(self.home)
         )
 
@@ -351,8 +351,8 @@ def test_the_dockerfile_installs_as_root_and_runs_as_cvats_user(tmp_path):
     assert run.endswith(f" {folder}{pattern}")
     assert "--no-deps" in run.split()
     (line,) = lines("cvat", "sh", "pip")
-    words = line.replace("--wheel-dir guarded", f"--wheel-dir {tmp_path}")
-    words = words.replace("../conn_guard", str(CHECKOUT)).split()
+    paths = {"guarded": str(tmp_path), "../conn_guard": str(CHECKOUT)}
+    words = [paths.get(word, word) for word in line.split()]
     offline = ["--quiet", "--no-build-isolation"]
     subprocess.run([sys.executable, "-m", *words, *offline], check=True)
     (made,) = tmp_path.iterdir()
