@@ -18,6 +18,7 @@ PINS = ROOT / "constraints" / "pins.txt"
 CVAT = Path(__file__).with_name("cvat.txt")
 
 _SERVERS = ("uvicorn", "uvicorn-worker", "daphne", "hypercorn", "granian", "gunicorn", "gevent")
+_FRAMEWORKS = ("djangorestframework",)
 _DRIVERS = {"psycopg": "psycopg[binary,pool]", "psycopg2": "psycopg2-binary"}
 
 
@@ -90,7 +91,9 @@ class Environment:
         return (
             lines
             if self.pins == CVAT
-            else [line for line in lines if not line.startswith("django==")]
+            else [
+                line for line in lines if not line.startswith(("django==", "djangorestframework=="))
+            ]
         )
 
 
@@ -98,7 +101,7 @@ ENVIRONMENTS = {
     environment.name: environment
     for environment in [
         *(
-            Environment(django, driver, (f"Django=={django}", package, *_SERVERS))
+            Environment(django, driver, (f"Django=={django}", package, *_SERVERS, *_FRAMEWORKS))
             for django in ("6.1.3", "6.0.10", "5.2.19", "4.2.30")
             for driver, package in _DRIVERS.items()
         ),
