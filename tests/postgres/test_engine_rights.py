@@ -284,6 +284,7 @@ class Proxy:
         self.close()
 
 
+@pytest.mark.skipif(not is_psycopg3, reason="psycopg2 takes no proxy in its own functions")
 def test_a_statement_behind_a_monitoring_tools_proxy_is_seen(app, monkeypatch):
     connect = app.wrapper.Database.connect
     monkeypatch.setattr(
