@@ -107,7 +107,8 @@ ENVIRONMENTS = {
         ),
         # CVAT 2.11's own stack, to the letter.
         Environment(
-            "4.2.6", "psycopg2", ("Django", "asgiref", "uvicorn", "psycopg2-binary"),
+            "4.2.6", "psycopg2",
+            ("Django", "asgiref", "uvicorn", "psycopg2-binary", *_FRAMEWORKS),
             python=(3, 10), exact=True, pins=CVAT, servers=("cvat",),
         ),
     ]
