@@ -22,6 +22,9 @@ class _CheckingCursor(CursorWrapper):
     def __init__(self, cursor: Any, db: Any) -> None:
         super().__init__(cursor, db)
         self.lease: Lease | None = db.lease
+        # The driver's cursor factory shows the statements of all cursors but server-side ones.
+        if getattr(cursor, "name", None):
+            self._execute = self._note_and_execute
 
     # Not split into functions, because every query pays for each call.
     def execute(self, sql: Any, params: Any = None) -> Any:
@@ -47,11 +50,9 @@ class _CheckingCursor(CursorWrapper):
         self._check_if_leased()
         return super().callproc(procname, params, kparams)
 
-    def _execute(self, sql: Any, params: Any, *context: Any) -> Any:
-        # The statement is noted here, after the application's execute wrappers, which may change
-        # the text. Only server-side cursors need this: the driver's cursor factory doesn't make
-        # them, and it is the factory that shows the statements of all other cursors.
-        if self.lease is not None and getattr(self.cursor, "name", None):
+    def _note_and_execute(self, sql: Any, params: Any, *context: Any) -> Any:
+        # Django calls this after the application's execute wrappers, which may change the text.
+        if self.lease is not None:
             self.lease.note_statement(sql)
         return super()._execute(sql, params, *context)  # type: ignore[misc]
 
