@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import uuid
+import weakref
 
 import django
 import pytest
@@ -142,6 +144,21 @@ WAYS = {
     for each in (prefix, wrapper_with_a_raw_cursor, raw_cursor, raw_connection, debugging_cursor,
                  server_side_cursor, callproc, template_string)
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_dropped_server_side_cursor_needs_no_garbage_collector(guarded, settings, debug):
+    settings.DEBUG = debug
+    gc.disable()
+    try:
+        cursor = guarded.wrapper.chunked_cursor()
+        cursor.execute("SELECT 1")
+        gone = weakref.ref(cursor)
+        cursor.close()
+        del cursor
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("way", [*TEXTS, *WAYS])

@@ -22,9 +22,6 @@ class _CheckingCursor(CursorWrapper):
     def __init__(self, cursor: Any, db: Any) -> None:
         super().__init__(cursor, db)
         self.lease: Lease | None = db.lease
-        # The driver's cursor factory shows the statements of all cursors but server-side ones.
-        if getattr(cursor, "name", None):
-            self._execute = self._note_and_execute
 
     # Not split into functions, because every query pays for each call.
     def execute(self, sql: Any, params: Any = None) -> Any:
@@ -49,12 +46,6 @@ class _CheckingCursor(CursorWrapper):
     def callproc(self, procname: Any, params: Any = None, kparams: Any = None) -> Any:
         self._check_if_leased()
         return super().callproc(procname, params, kparams)
-
-    def _note_and_execute(self, sql: Any, params: Any, *context: Any) -> Any:
-        # Django calls this after the application's execute wrappers, which may change the text.
-        if self.lease is not None:
-            self.lease.note_statement(sql)
-        return super()._execute(sql, params, *context)  # type: ignore[misc]
 
     def _check_if_leased(self) -> Lease | None:
         return None if self.lease is None else self._check(self.lease)
@@ -83,3 +74,24 @@ class Cursor(_CheckingCursor):
 
 class DebugCursor(_CheckingCursor, CursorDebugWrapper):
     """Django's cursor for DEBUG with the check."""
+
+
+class _NotingCursor(_CheckingCursor):
+    """A server-side cursor: the driver's cursor factory doesn't make it, nor show its statements.
+
+    It has a class of its own, so that other cursors don't pay for the call.
+    """
+
+    def _execute(self, sql: Any, params: Any, *context: Any) -> Any:
+        # Django calls this after the application's execute wrappers, which may change the text.
+        if self.lease is not None:
+            self.lease.note_statement(sql)
+        return super()._execute(sql, params, *context)  # type: ignore[misc]
+
+
+class ServerSideCursor(_NotingCursor):
+    """Django's server-side cursor with the check."""
+
+
+class DebugServerSideCursor(_NotingCursor, CursorDebugWrapper):
+    """Django's server-side cursor for DEBUG with the check."""

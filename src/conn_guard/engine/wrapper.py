@@ -25,7 +25,12 @@ from django.db.backends.base.base import NO_DB_ALIAS
 from conn_guard import conf
 from conn_guard.connections import closing, ownership, scopes
 from conn_guard.engine import driver, reading, reclaimer
-from conn_guard.engine.cursors import Cursor, DebugCursor
+from conn_guard.engine.cursors import (
+    Cursor,
+    DebugCursor,
+    DebugServerSideCursor,
+    ServerSideCursor,
+)
 from conn_guard.engine.held import Opener
 from conn_guard.engine.lease import Lease
 from conn_guard.sessions import stamp
@@ -259,9 +264,11 @@ class GuardedWrapper(_Base):
             return cursor
 
     def make_cursor(self, cursor: Any) -> CursorWrapper:
-        return Cursor(cursor, self)
+        return (ServerSideCursor if getattr(cursor, "name", None) else Cursor)(cursor, self)
 
     def make_debug_cursor(self, cursor: Any) -> CursorDebugWrapper:
+        if getattr(cursor, "name", None):
+            return DebugServerSideCursor(cursor, self)
         return DebugCursor(cursor, self)
 
     def validate_thread_sharing(self) -> None:
