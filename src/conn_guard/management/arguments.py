@@ -13,7 +13,7 @@ from ipaddress import ip_network
 from typing import Any, NoReturn
 
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management.base import CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connections
 
 from conn_guard import conf
@@ -30,6 +30,18 @@ class OneLineParser(CommandParser):
         if self.called_from_command_line:
             self.exit(Exit.USAGE, f"CommandError: {one_line(message)}\n")
         raise wrong(message)
+
+
+class OneLineCommand(BaseCommand):
+    """A command whose errors are one line; an error of another check doesn't stop it."""
+
+    requires_system_checks: list[str] = []  # noqa: RUF012 - Django's own spelling
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        """Return Django's parser, with errors on one line."""
+        parser = super().create_parser(prog_name, subcommand, **kwargs)
+        parser.__class__ = OneLineParser  # Django has no option for it
+        return parser
 
 
 def wrong(message: str) -> CommandError:

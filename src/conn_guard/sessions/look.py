@@ -12,11 +12,11 @@ from django.db import Error
 
 from conn_guard.sessions.census import by_state, judge_all, nearest_limit
 from conn_guard.sessions.groups import Row, Setting, Snapshot, belongs, limit_kind
-from conn_guard.sessions.login import Identity, LostError, OwnSession, error_text, log_in
+from conn_guard.sessions.login import Identity, LostError, OwnSession, error_text
 from conn_guard.sessions.policy import Policy, Verdict
 from conn_guard.sessions.report import Exit, RunError
 from conn_guard.sessions.scope import grant, identity, missing_rights, scope
-from conn_guard.sessions.server import Server
+from conn_guard.sessions.server import ServerClient
 from conn_guard.sessions.session import CLIENT_BACKEND, REPORT_APPLICATION, Session
 from conn_guard.sessions.shape import MOST_CHARACTERS, shape
 from conn_guard.sessions.stop import Stop
@@ -54,7 +54,7 @@ ORDER BY name
 """
 
 
-class Observer:
+class Observer(ServerClient):
     """Looks for one alias, as often as it is asked to; close() ends its own session."""
 
     def __init__(
@@ -70,26 +70,10 @@ class Observer:
 
         Only a login that fails is told: everything else is in the snapshot.
         """
-        self.alias = alias
+        super().__init__(
+            alias, pooled=pooled, application_name=REPORT_APPLICATION, stop=stop, tell=tell
+        )
         self._policy = policy
-        self._pooled = pooled
-        self._stop = stop or Stop()
-        self._tell = tell or (lambda line: None)
-        self._server: Server | None = None
-        self._earlier: OwnSession | None = None
-        self._is_told = False
-
-    def __enter__(self) -> Observer:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the session of its own."""
-        if self._server is not None:
-            self._server.close()
-        self._server = None
 
     def look(self, *, seen: dict[Identity, str] | None = None) -> Snapshot:
         """Look once and return the snapshot, also of a failure.
@@ -171,23 +155,6 @@ class Observer:
         except Error:  # a busy table of locks, and our statement_timeout
             logger.warning("%s: it could not be asked which sessions wait.", self.alias)
             return {}
-
-    def server(self) -> Server:
-        """Return the server as our own session sees it; log in if necessary. Raises RunError."""
-        if self._server is None:
-            # With --watch, a login that keeps failing is told once.
-            is_told, self._is_told = self._is_told, True
-            session = log_in(
-                self.alias,
-                pooled=self._pooled,
-                stop=self._stop,
-                tell=(lambda line: None) if is_told else self._tell,
-                earlier=self._earlier,
-                application_name=REPORT_APPLICATION,
-            )
-            self._is_told = False
-            self._server, self._earlier = Server(session), session
-        return self._server
 
 
 def look_at_all(observers: Iterable[Observer], *, stop: Stop) -> Iterator[Snapshot]:

@@ -18,12 +18,12 @@ from conn_guard.sessions.census import (
     note_no_session,
     note_none_due,
 )
-from conn_guard.sessions.login import Identity, LostError, OwnSession, error_text, log_in, sqlstate
+from conn_guard.sessions.login import Identity, LostError, error_text, sqlstate
 from conn_guard.sessions.policy import Policy, Verdict
 from conn_guard.sessions.report import Action, Exit, Outcome, Report, RunError, Status
 from conn_guard.sessions.scope import grant, identity, missing_rights, scope
-from conn_guard.sessions.server import Server
-from conn_guard.sessions.session import Session
+from conn_guard.sessions.server import Server, ServerClient
+from conn_guard.sessions.session import REAPER_APPLICATION, Session
 from conn_guard.sessions.stop import Stop
 
 logger = logging.getLogger("conn_guard.reaper")
@@ -44,7 +44,7 @@ class RunOptions:
     """More runs follow: the session and its lock are kept, and a signal to stop is no failure."""
 
 
-class Reaper:
+class Reaper(ServerClient):
     """Reaps for one alias; close() ends its own session, which RunOptions.repeats keeps open."""
 
     def __init__(
@@ -61,29 +61,22 @@ class Reaper:
 
         Only a login that fails is told: everything else is in the report.
         """
-        self.alias = alias
+        super().__init__(
+            alias,
+            pooled=options.pooled,
+            application_name=REAPER_APPLICATION,
+            stop=stop,
+            tell=tell,
+        )
         self._policy = policy
         self._options = options
-        self._stop = stop or Stop()
         self._progress = progress or (lambda done, due: None)
-        self._tell = tell or (lambda line: None)
-        self._server: Server | None = None
-        self._earlier: OwnSession | None = None
-        self._is_told = False
         self._is_locked = False
         self._stands_by = False
 
-    def __enter__(self) -> Reaper:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """End the reaper's own session, which releases its lock."""
-        if self._server is not None:
-            self._server.close()
-        self._server = None
+        super().close()
         self._is_locked = False
 
     def scope(self) -> Policy:
@@ -91,7 +84,7 @@ class Reaper:
 
         Raises RunError.
         """
-        return scope(self._connected().session, self.alias, self._policy)
+        return scope(self.server().session, self.alias, self._policy)
 
     def reap(
         self, *, at_most: int | None = None, seen: dict[Identity, str] | None = None
@@ -122,7 +115,7 @@ class Reaper:
 
     def _reap(self, report: Report, at_most: int | None, seen: dict[Identity, str]) -> Report:
         _refuse_atomic(self.alias)
-        server = self._connected()
+        server = self.server()
         policy = self.scope()
         report = replace(report, address=server.session.address)
         if (
@@ -213,21 +206,6 @@ class Reaper:
             )
             return _unverified(report, failure, Exit.UNEXPECTED)
         return replace(report, gone=len(signalled) - len(left), survivors=len(left))
-
-    def _connected(self) -> Server:
-        if self._server is None:
-            # With --every, a login that keeps failing is told in the first round only.
-            is_told, self._is_told = self._is_told, True
-            session = log_in(
-                self.alias,
-                pooled=self._options.pooled,
-                stop=self._stop,
-                tell=(lambda line: None) if is_told else self._tell,
-                earlier=self._earlier,
-            )
-            self._is_told = False
-            self._server, self._earlier = Server(session), session
-        return self._server
 
     def _lock(self, server: Server, policy: Policy) -> bool:
         until = time.monotonic() + self._options.wait.total_seconds()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db.utils import load_backend
 
 from conn_guard.sessions.census import Limits
-from conn_guard.sessions.login import OwnSession, named_rows, own_settings
+from conn_guard.sessions.login import OwnSession, log_in, named_rows, own_settings
 from conn_guard.sessions.session import Session, State, last_statement
 from conn_guard.sessions.stamp import unstamped
+from conn_guard.sessions.stop import Stop
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 logger = logging.getLogger("conn_guard.postgres")
 
@@ -221,6 +225,63 @@ class Server:
     def close(self) -> None:
         """End our own session; errors are logged, not raised."""
         self.session.close()
+
+
+class ServerClient:
+    """Works on the server of one alias, by a session that it logs in when it first needs it.
+
+    The session is kept until close(), from one use to the next.
+    """
+
+    def __init__(
+        self,
+        alias: str,
+        *,
+        pooled: bool,
+        application_name: str,
+        stop: Stop | None,
+        tell: Callable[[str], None] | None,
+    ) -> None:
+        """*pooled* says that the project declared a pooler in session mode; *tell* gets lines.
+
+        Only a login that fails is told, and one that keeps failing once.
+        """
+        self.alias = alias
+        self._pooled = pooled
+        self._application_name = application_name
+        self._stop = stop or Stop()
+        self._tell = tell or (lambda line: None)
+        self._server: Server | None = None
+        self._earlier: OwnSession | None = None
+        self._is_told = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the session of its own."""
+        if self._server is not None:
+            self._server.close()
+        self._server = None
+
+    def server(self) -> Server:
+        """Return the server as our own session sees it; log in if necessary. Raises RunError."""
+        if self._server is None:
+            is_told, self._is_told = self._is_told, True
+            session = log_in(
+                self.alias,
+                pooled=self._pooled,
+                stop=self._stop,
+                tell=(lambda line: None) if is_told else self._tell,
+                earlier=self._earlier,
+                application_name=self._application_name,
+            )
+            self._is_told = False
+            self._server, self._earlier = Server(session), session
+        return self._server
 
 
 def _instant(microseconds: int | None) -> datetime | None:

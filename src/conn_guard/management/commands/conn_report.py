@@ -13,7 +13,7 @@ from datetime import timedelta
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from conn_guard.management import arguments, filters
 from conn_guard.management.findings import findings
@@ -40,22 +40,15 @@ if TYPE_CHECKING:
 WATCHED_EVERY = "2s"
 
 
-class Command(BaseCommand):
+class Command(arguments.OneLineCommand):
     help = (
         "Shows which applications hold the sessions of the server and how many of them"
         " idle_reaper would end; it signals none. Exit codes: 0 done; 1 unexpected error; 2 usage"
         " or configuration; 3 above --fail-above; 5 no connection."
     )
-    requires_system_checks: list[str] = []  # noqa: RUF012 - Django's own spelling
     idle_reaper = IDLE_REAPER
     """How the commands in a report are typed."""
     _screen: WatchApp | None = None
-
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        """Return Django's parser, with errors on one line."""
-        parser = super().create_parser(prog_name, subcommand, **kwargs)
-        parser.__class__ = arguments.OneLineParser  # Django has no option for it
-        return parser
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the options, which filters.policy() and _run() read."""

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from conn_guard.checks import reaping_message
 from conn_guard.conf import Settings
@@ -32,20 +32,13 @@ BAR_ABOVE = 100
 """A progress bar is drawn for more signals than this."""
 
 
-class Command(BaseCommand):
+class Command(arguments.OneLineCommand):
     help = (
         "Terminates the sessions of the alias's own role and database that have been idle for"
         " CONN_GUARD['REAP_IDLE_FOR'] (10 minutes) or longer; --dry-run shows them and signals"
         " none. Exit codes: 0 done; 1 unexpected error; 2 usage or configuration; 3 a signal"
         " failed or a session survived; 4 sessions of the scope are hidden; 5 no connection."
     )
-    requires_system_checks: list[str] = []  # noqa: RUF012 - Django's own spelling
-
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        """Return Django's parser, with errors on one line."""
-        parser = super().create_parser(prog_name, subcommand, **kwargs)
-        parser.__class__ = arguments.OneLineParser  # Django has no option for it
-        return parser
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the options, which filters.policy(), _run_options() and _run() read."""
