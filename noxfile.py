@@ -23,7 +23,7 @@ nox.options.sessions = ["lint", "types"]
 
 HERE = Path(__file__).resolve().parent
 PINS = HERE / "constraints" / "pins.txt"
-GROUPS = ("demo", "test", "lint", "wheel", "nox", "psycopg2")
+GROUPS = ("demo", "test", "docs", "lint", "wheel", "nox", "psycopg2")
 BENCHMARKS = ("bench_engine", "bench_middleware", "bench_ended_sessions", "bench_checks")
 
 
