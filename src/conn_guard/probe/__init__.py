@@ -5,9 +5,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from conn_guard.probe.options import Mode, Options
-from conn_guard.probe.rounds import probe_urls
-from conn_guard.probe.targets import Target
+from conn_guard.probe.targets import Target, TargetError
 from conn_guard.probe.verdict import UrlReport, Verdict
 
-__all__ = ["Mode", "Options", "Target", "UrlReport", "Verdict", "probe_urls"]
+if TYPE_CHECKING:
+    from conn_guard.probe.rounds import probe_urls
+
+__all__ = ["Mode", "Options", "Target", "TargetError", "UrlReport", "Verdict", "probe_urls"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that the pure modules can be imported without Django.
+    if name == "probe_urls":
+        from conn_guard.probe.rounds import probe_urls
+
+        return probe_urls
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

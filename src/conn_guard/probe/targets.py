@@ -68,7 +68,9 @@ def target(url: str, method: str = "GET") -> Target:
     return Target(parts._replace(path=path, fragment="").geturl(), method.upper())
 
 
-def read_list(text: str, given: Sequence[Target], *, any_method: bool = False) -> UrlList:
+def read_list(
+    text: str, given: Sequence[Target], *, method: str = "GET", any_method: bool = False
+) -> UrlList:
     """Return the targets in *text*: one URL a line with ``#`` comments, or a browser's HAR file.
 
     Of a HAR file, those on a host of *given* are taken; without any, those on the host of the
@@ -78,7 +80,7 @@ def read_list(text: str, given: Sequence[Target], *, any_method: bool = False) -
     if text.lstrip("\ufeff \t\r\n").startswith("{"):
         return _read_har(text.lstrip("\ufeff"), given, any_method=any_method)
     lines = (line.partition(" #")[0].strip() for line in text.lstrip("\ufeff").splitlines())
-    found = [target(line) for line in lines if line and not line.startswith("#")]
+    found = [target(line, method) for line in lines if line and not line.startswith("#")]
     return UrlList(list(dict.fromkeys(found)))
 
 
