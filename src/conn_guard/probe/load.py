@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -60,17 +61,18 @@ class Load:
         self._left = iter(range(options.requests))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="leak_probe", daemon=True)
+        self._end: Future[None] = Future()
 
     def start(self) -> None:
         """Begin to send requests."""
-        self._thread.start()
+        thread = ThreadPoolExecutor(1, "leak_probe")
+        self._end = thread.submit(asyncio.run, self._send_all())
+        thread.shutdown(wait=False)
 
     @property
     def runs(self) -> bool:
         """Whether requests are under way."""
-        return self._thread.is_alive()
+        return not self._end.done()
 
     def stop(self) -> None:
         """Send no more requests and drop those under way."""
@@ -79,19 +81,10 @@ class Load:
             with suppress(RuntimeError):  # the loop was closed meanwhile
                 self._loop.call_soon_threadsafe(self._task.cancel)
 
-    def join(self) -> Answers:
-        """Wait for the end and return the answers; raise the load's own unexpected error."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self.answers
-
-    def _run(self) -> None:
-        try:
-            with suppress(asyncio.CancelledError):
-                asyncio.run(self._send_all())
-        except Exception as error:
-            self._error = error
+    def join(self) -> None:
+        """Wait for the end; raise the load's own unexpected error."""
+        with suppress(asyncio.CancelledError):
+            self._end.result()
 
     async def _send_all(self) -> None:
         import aiohttp
@@ -100,11 +93,16 @@ class Load:
         options = self._options
         headers = dict(options.headers)
         if options.cookies:
-            headers["Cookie"] = "; ".join(f"{key}={value}" for key, value in options.cookies.items())
+            pairs = (f"{name}={value}" for name, value in options.cookies.items())
+            headers["Cookie"] = "; ".join(pairs)
         async with aiohttp.ClientSession(
             # A connection for each request, as a proxy makes it by default. Cookies that the server
             # sets would make the requests of a round differ.
-            connector=aiohttp.TCPConnector(limit=options.concurrency, force_close=True),
+            connector=aiohttp.TCPConnector(
+                limit=options.concurrency,
+                force_close=True,
+                socket_factory=_small_socket if self._mode is Mode.SLOW else None,
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "conn_guard leak_probe", **headers},
             timeout=aiohttp.ClientTimeout(total=options.timeout.total_seconds()),
@@ -137,7 +135,7 @@ class Load:
                 self._target.url,
                 data=None if self._mode is Mode.HEAD else self._options.data,
                 allow_redirects=False,
-                **({"read_bufsize": 4096} if self._mode is Mode.SLOW else {}),
+                read_bufsize=4096 if self._mode is Mode.SLOW else None,
             ) as answer:
                 status = answer.status
                 if location := answer.headers.get("Location"):
@@ -172,11 +170,19 @@ class Load:
         if self._mode is Mode.DISCONNECT:
             answer.close()
         elif self._mode is Mode.SLOW:
-            while await answer.content.read(round(BYTES_A_SECOND * _STEP_SECONDS)):
+            async for _ in answer.content.iter_chunked(round(BYTES_A_SECOND * _STEP_SECONDS)):
                 await asyncio.sleep(_STEP_SECONDS)
         else:
             async for _ in answer.content.iter_any():
                 pass
+
+
+def _small_socket(address: Any) -> socket.socket:
+    """Return a socket that takes little ahead, so that the server waits for the slow client."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BYTES_A_SECOND)
+    return made
 
 
 def _tls_reason(error: Any) -> str:

@@ -14,7 +14,6 @@ from conn_guard.probe.options import Mode, Options
 from conn_guard.probe.sightings import Look, Mark, Sightings
 from conn_guard.probe.targets import (
     Target,
-    TargetError,
     UnresolvedError,
     refuse_other_hosts,
     target,

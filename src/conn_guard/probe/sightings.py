@@ -178,9 +178,7 @@ class Sightings:
 
     def _stirs(self, spans: Iterable[tuple[datetime, datetime]]) -> int:
         spans = list(spans)
-        return sum(
-            any(start < at <= end for start, end in spans) for _, at in self.stirred if at
-        )
+        return sum(any(start < at <= end for start, end in spans) for _, at in self.stirred if at)
 
     def _rests(self) -> Iterator[tuple[Look, Look]]:
         for number in (1, 2):
@@ -209,5 +207,3 @@ def _used_for(row: Row) -> timedelta:
 
 def _seconds(spans: Iterable[tuple[datetime, datetime]]) -> float:
     return sum((end - start).total_seconds() for start, end in spans) or 1.0
-
-

@@ -32,6 +32,11 @@ class Verdict(Enum):
     UNCLEAR = "unclear"
 
 
+def is_refusal(status: int) -> bool:
+    """Return whether an answer with *status* sends the client elsewhere or refuses it."""
+    return 300 <= status < 500 and status != 304
+
+
 @dataclass(frozen=True, kw_only=True)
 class Requests:
     """The requests of both rounds and their answers."""
@@ -58,9 +63,7 @@ class Requests:
     @property
     def refused(self) -> int:
         """The number of answers that sent the client elsewhere or refused it."""
-        return sum(
-            count for status, count in self.statuses.items() if 300 <= status < 500 and status != 304
-        )
+        return sum(count for status, count in self.statuses.items() if is_refusal(status))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +238,7 @@ def _failures(requests: Requests, slots: Slots | None) -> str:
 
 def _refusals(requests: Requests) -> str:
     status, count = Counter(
-        {each: n for each, n in requests.statuses.items() if 300 <= each < 500 and each != 304}
+        {each: n for each, n in requests.statuses.items() if is_refusal(each)}
     ).most_common(1)[0]
     why = f"{count} of {requests.sent} requests were answered {status}"
     if requests.location and status < 400:

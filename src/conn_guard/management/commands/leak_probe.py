@@ -334,9 +334,7 @@ def _fail(reports: Sequence[UrlReport], stop: Stop) -> None:
     raise CommandError(one_line(message), returncode=code)
 
 
-def _named(
-    reports: Sequence[UrlReport], word: str, belongs: Callable[[UrlReport], bool]
-) -> str:
+def _named(reports: Sequence[UrlReport], word: str, belongs: Callable[[UrlReport], bool]) -> str:
     """Return how many of *reports* belong, and the first of them."""
     found = [each for each in reports if belongs(each)]
     verb = {"leak": "leaks" if len(found) == 1 else "leak"}.get(
