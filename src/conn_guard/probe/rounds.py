@@ -36,7 +36,9 @@ from conn_guard.sessions.stop import Stop
 # Short at first: a small load is over in the tenth of a second that is enough for a long one.
 _FIRST_PAUSES_SECONDS = 0.02
 _PAUSE_SECONDS = 0.1
-_REST_PAUSE_SECONDS = 0.25
+_REST_PAUSE_SECONDS = 0.05
+_LOOKS_SHARE = 0.2
+"""The share of the time that looks may take, so that a large server isn't kept busy by them."""
 _WORK_ENDS_WITHIN_SECONDS = 1.0
 """The time that work after an answer has, before a new session counts as other traffic's."""
 
@@ -97,6 +99,7 @@ class _Watcher:
         # The policy only says which sessions are the application's; none is judged by it.
         policy = Policy(idle_for=timedelta(days=1), applications=options.applications)
         self.fullest: Slots | None = None
+        self._glance_seconds = 0.0
         self._alias = alias
         self._policy = policy
         self._limits: Limits | None = None
@@ -124,8 +127,14 @@ class _Watcher:
         self._count(snapshot.slots)
         return self._as_look(snapshot.rows, _when(snapshot))
 
+    @property
+    def pause_seconds(self) -> float:
+        """The shortest pause after the last glance."""
+        return self._glance_seconds * (1 / _LOOKS_SHARE - 1)
+
     def glance(self) -> Look:
         """Look once, without the shapes of the last statements, which takes less time."""
+        began = time.monotonic()
         try:
             sessions = self._observer.server().list_sessions()
         except LostError as error:
@@ -136,6 +145,7 @@ class _Watcher:
         if self._limits is not None:
             self._count(nearest_limit(sessions, self._policy, self._limits))
         at = max(each.observed_at for each in sessions)
+        self._glance_seconds = time.monotonic() - began
         return self._as_look([Row(session=each) for each in sessions], at)
 
     def _as_look(self, rows: Iterable[Row], at: datetime) -> Look:
@@ -206,7 +216,8 @@ def _watch_load(
             seen.add(watcher.glance())
             tick()
             is_first = time.monotonic() - began < 1
-            time.sleep(_FIRST_PAUSES_SECONDS if is_first else _PAUSE_SECONDS)
+            pause = _FIRST_PAUSES_SECONDS if is_first else _PAUSE_SECONDS
+            stop.sleep(max(pause, watcher.pause_seconds))
     except BaseException:
         load.stop()  # it must not go on unseen when the database went away
         raise
@@ -222,7 +233,7 @@ def _rest(number: int, seconds: float, seen: Sightings, watcher: _Watcher, stop:
     stop.sleep(min(_WORK_ENDS_WITHIN_SECONDS, seconds / 2))
     seen.mark(Mark.QUIET, number, watcher.glance())
     while stop.signum is None and (left := until - time.monotonic()) > 0:
-        stop.sleep(min(left, _REST_PAUSE_SECONDS))
+        stop.sleep(min(left, max(_REST_PAUSE_SECONDS, watcher.pause_seconds)))
         seen.add(watcher.glance())
     if stop.signum is None:
         seen.mark(Mark.RESTED, number, watcher.look())
