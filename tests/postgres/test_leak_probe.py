@@ -142,7 +142,7 @@ def site(open_session, application_name) -> Any:
         "/ends-early": ends_early,
         "/login": lambda request: request.answer(302, Location="/accounts/login/?next=/login"),
         "/away": lambda request: request.answer(
-            302, Location=f"http://user:hidden@example.com/?token=hidden&page=1"
+            302, Location="http://user:hidden@example.com/?token=hidden&page=1"
         ),
         "/forbidden": lambda request: request.answer(403),
     }
@@ -169,7 +169,9 @@ def test_a_url_whose_sessions_nothing_uses_again_leaks(site: WebServer, own, app
     assert event["application_names"] == [application_name]
     assert event["last"] == ["SELECT pg_class"]
     assert event["slots_total"] > 0
-    assert "12 sessions that the first 12 requests opened" in event["why"]
+    assert event["why"] == (
+        "the first 12 requests left 12 sessions, and the next 12 used none of them"
+    )
     assert run.error.startswith(f"1 of 1 leaks. {site.url('/leaks')} (normal) leaks: ")
 
 

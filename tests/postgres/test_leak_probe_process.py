@@ -147,14 +147,19 @@ def test_a_load_above_the_free_slots_is_unclear_and_says_so(start, site):
 
 def test_a_database_that_goes_away_is_no_connection(start, site, server):
     probes = "SELECT pid FROM pg_stat_activity WHERE application_name = 'conn_guard:leak_probe'"
-    process = start(site.url("/needs-a-slot"), "--requests", "100000", "--format", "json")
-    ((pid,),) = until(lambda: server.ask(probes), timeout=30)
-    until(lambda: site.asked)
+    site.views["/ok"] = lambda request: request.answer()
+    urls = map(site.url, ("/leaks", "/ok"))
+    # The later --requests counts.
+    process = start(*urls, *FEW, "--requests", "5", "--timeout", "20s", "--format", "json")
+    until(lambda: site.asked["GET", "/ok"], timeout=30)
+    ((pid,),) = server.ask(probes)
     server.ask("SELECT pg_terminate_backend(%s)", [pid])
     code, stdout, stderr = ended(process)
     assert code == 5
     assert stderr.startswith("CommandError: default: the probe's own session ended: ")
-    assert json.loads(stdout)["event"] == "error"
+    event, summary, error = map(json.loads, stdout.splitlines())
+    assert (event["verdict"], summary["exit"]) == ("leaks", 5)
+    assert (error["event"], error["exit"]) == ("error", 5)
 
 
 def test_a_password_among_the_urls_is_never_shown(start):

@@ -9,7 +9,7 @@ from datetime import timedelta
 from enum import Enum
 
 from conn_guard.probe.options import Mode, Options
-from conn_guard.probe.sightings import Sightings
+from conn_guard.probe.sightings import Sightings, key
 from conn_guard.probe.targets import Target
 from conn_guard.sessions.groups import Field, Row
 from conn_guard.sessions.report import Slots
@@ -124,7 +124,7 @@ def judge(
     used_again = seen.used_again(requests.longest)
     stayed = seen.stayed()
     verdict, why = (
-        (Verdict.LEAKS, _leak(unused, requests, others))
+        (Verdict.LEAKS, _leak(unused, seen, options, others))
         if leaks
         else _other_verdict(options, seen, requests, slots, stopped=stopped)
     )
@@ -152,12 +152,15 @@ def judge(
     )
 
 
-def _leak(unused: Sequence[Row], requests: Requests, others: float) -> str:
-    round_of = requests.sent // 2
+def _leak(unused: Sequence[Row], seen: Sightings, options: Options, others: float) -> str:
+    there = seen.latest.by_key
+    ended = sum(key(each) not in there for each in unused)
     why = (
-        f"{len(unused)} sessions that the first {round_of} requests opened rest since then:"
-        f" the next {requests.sent - round_of} used none of them"
+        f"the first {options.requests} requests left {len(unused)} sessions, and the next"
+        f" {options.requests} used none of them"
     )
+    if ended:
+        why += f"; {ended} of them have ended since, unused"
     if others >= 1:
         why += f"; other traffic explains about {others:.0f} of them"
     return why
