@@ -140,13 +140,13 @@ def test_a_heartbeat_alone_is_no_proof_of_work():
 
 def test_sessions_that_end_at_once_leave_the_url_clean():
     report = judged(*(once(n, n / 10, closed=n / 10 + 0.15) for n in range(1, 9)))
-    assert (report.verdict, report.why) == (Verdict.CLEAN, "no session stays")
+    assert (report.verdict, report.why) == (Verdict.CLEAN, "no session is left")
 
 
 def test_one_session_that_stays_is_no_leak():
     report = judged(once(1, 0.5), once(2, 5.5))
     assert (report.verdict, report.leaked) == (Verdict.CLEAN, 1)
-    assert report.why == "2 sessions stay, fewer than a leak"
+    assert report.why == "2 sessions are left, fewer than a leak"
 
 
 def test_a_session_at_work_since_the_first_round_is_no_leak():
@@ -233,7 +233,9 @@ def test_a_url_is_read(given, url):
     assert target(given) == Target(url)
 
 
-@pytest.mark.parametrize("given", ["", "/x", "127.0.0.1:80/", "http://", "http://h:0/", "http://a b"])
+@pytest.mark.parametrize(
+    "given", ["", "/x", "127.0.0.1:80/", "http://", "http://h:0/", "http://a b"]
+)
 def test_what_is_no_url_is_refused(given):
     with pytest.raises(TargetError, match=r"is no URL\. Write http://127\.0\.0\.1:8000/path/\."):
         target(given)
@@ -329,7 +331,7 @@ CLEAN = UrlReport(
     target=URL,
     mode=Mode.DISCONNECT,
     verdict=Verdict.CLEAN,
-    why="no session stays",
+    why="no session is left",
     requests=Requests(statuses={200: 399}, failures={"timed out": 1}),
 )
 

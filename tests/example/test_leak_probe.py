@@ -27,7 +27,7 @@ pytest.importorskip("aiohttp")
 CLEAN = "/api/tasks/1/export"
 THREADS = "/api/tasks/1/statistics"
 DOWNLOAD = "/api/assets/1/download"
-# Their send raises where a body is shorter than its Content-Length, and Django never ends the request.
+# Where a body is shorter than its Content-Length, their send raises: Django never ends the request.
 RAISING = ("uvicorn", "hypercorn")
 SERVED = [
     "uvicorn",

@@ -210,7 +210,7 @@ def test_each_url_has_a_verdict_of_its_own(site: WebServer, own):
 def test_fewer_sessions_than_the_threshold_are_no_leak(site: WebServer, own):
     run = probe(site.url("/leaks"), **own, min_leaked=13)
     assert (run.exit_code, run.only["verdict"], run.only["leaked"]) == (0, "clean", 12)
-    assert run.only["why"] == "24 sessions stay, fewer than a leak"
+    assert run.only["why"] == "24 sessions are left, fewer than a leak"
 
 
 def test_the_table_has_a_row_for_each_url_and_says_what_to_install(site: WebServer, own):
@@ -263,9 +263,7 @@ def test_a_slow_client_takes_64_kib_a_second(site: WebServer, own):
             sent.append(open_at_once)
 
     site.views["/streams"] = streams
-    run = probe(
-        site.url("/streams"), **own, mode=["slow"], requests=1, concurrency=1, timeout="1s"
-    )
+    run = probe(site.url("/streams"), **own, mode=["slow"], requests=1, concurrency=1, timeout="1s")
     assert (run.only["statuses"], run.only["errors"]) == ({"200": 2}, 0)
     # What both sockets hold, above what the client has read.
     assert all(each < 4_000_000 for each in sent)
@@ -498,7 +496,9 @@ def test_a_wrong_setting_is_refused(settings):
 
 
 def test_the_probe_is_a_function(site: WebServer, own, application_name):
-    options = Options(requests=12, concurrency=3, settle=FEW_SETTLE, applications=(application_name,))
+    options = Options(
+        requests=12, concurrency=3, settle=FEW_SETTLE, applications=(application_name,)
+    )
     progress: list[tuple[int, int]] = []
     (report,) = probe_urls(
         [site.url("/leaks")],

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from django.db import connections
 
 from tests.support.own_server import own_server
 from tests.support.polling import until
@@ -44,7 +45,7 @@ def site(server) -> Iterator[WebServer]:
     def needs_a_slot(request):
         try:
             session = server.session()
-        except Exception:
+        except connections["default"].Database.OperationalError:
             request.answer(500)
             return
         try:

@@ -178,14 +178,15 @@ def _other_verdict(
     if doubt:
         return Verdict.UNCLEAR, doubt
     unused = len(seen.unused_since_first_round(requests.longest))
-    few = f"; {unused} rest unused, fewer than a leak" if unused else ""
+    few = f"; {_sessions(unused)} not used again, fewer than a leak" if unused else ""
     used_again, stayed = len(seen.used_again(requests.longest)), len(seen.stayed())
     if used_again:
         return Verdict.KEEPS, (
-            f"{used_again} sessions stay and are used again, by CONN_MAX_AGE or a pool{few}"
+            f"{_sessions(used_again)} used again, by CONN_MAX_AGE, a pool or a thread that lives"
+            f" on{few}"
         )
     return Verdict.CLEAN, (
-        f"{stayed} sessions stay, fewer than a leak" if stayed else "no session stays"
+        f"{_sessions(stayed)} left, fewer than a leak" if stayed else "no session is left"
     )
 
 
@@ -208,10 +209,11 @@ def _doubt(
         return _failures(requests, slots)
     if requests.refused * 2 > requests.sent:
         return _refusals(requests)
-    if other := len(seen.opened_in_rests()):
+    if opened := len(seen.opened_in_rests()):
+        other = "1 session was" if opened == 1 else f"{opened} sessions were"
         return (
-            f"{other} sessions were opened while the probe rested, so other traffic moved the"
-            " numbers: stop it, or name the server's sessions with --application-name"
+            f"other traffic moved the numbers: {other} opened while the probe rested. Stop it, or"
+            " name the server's sessions with --application-name"
         )
     if not seen.worked:
         return SILENT
@@ -250,6 +252,10 @@ def _refusals(requests: Requests) -> str:
     if status in (401, 403):
         return f"{why}: log in by --cookie or --header"
     return f"{why}, so the page wasn't reached"
+
+
+def _sessions(number: int) -> str:
+    return "1 session is" if number == 1 else f"{number} sessions are"
 
 
 def _most_common(values: Iterable[str | None]) -> list[str]:
