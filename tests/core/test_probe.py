@@ -311,11 +311,12 @@ def test_a_url_is_shown_without_its_secrets(url, shown):
     assert without_secrets(url) == shown
 
 
+CURE = "Add 'conn_guard.middleware.ConnectionGuardMiddleware' as the first of MIDDLEWARE."
 LEAK = UrlReport(
     target=target("http://127.0.0.1:8000/cart/?token=x"),
     mode=Mode.NORMAL,
     verdict=Verdict.LEAKS,
-    why="41 sessions rest",
+    why="the first 200 requests left 41 sessions, and the next 200 used none of them",
     requests=Requests(statuses={200: 400}),
     before=1,
     peak=60,
@@ -338,12 +339,12 @@ CLEAN = UrlReport(
 
 def test_the_table_and_its_sentences():
     golden = Path(__file__).with_name("goldens") / "probe.txt"
-    lines = render_reports([LEAK, CLEAN], cure="Install it.")
+    lines = render_reports([LEAK, CLEAN], cure=CURE)
     assert lines == golden.read_text(encoding="utf-8").splitlines()
 
 
 def test_a_narrow_terminal_cuts_names_and_no_number():
-    lines = render_reports([LEAK, CLEAN], cure="Install it.", width=80)
+    lines = render_reports([LEAK, CLEAN], cure=CURE, width=80)
     assert all(len(each) <= 80 for each in lines[:3])
     assert lines[1].startswith("/cart…")
     assert lines[1].endswith("leaks")
@@ -373,7 +374,7 @@ def test_the_json_has_the_documented_fields():
         "views": ["shop.views.cart"],
         "slots_total": 97,
         "verdict": "leaks",
-        "why": "41 sessions rest",
+        "why": "the first 200 requests left 41 sessions, and the next 200 used none of them",
     }
     assert summary == {
         "event": "summary",

@@ -34,8 +34,8 @@ from conn_guard.sessions.session import (
 )
 from conn_guard.sessions.stop import Stop
 
-# Short at first: a small load is over in the tenth of a second that is enough for a long one.
-_FIRST_PAUSES_SECONDS = 0.02
+# None at first: of a small load, each session may live for a few milliseconds alone.
+_DENSE_SECONDS = 0.5
 _PAUSE_SECONDS = 0.1
 _REST_PAUSE_SECONDS = 0.05
 _LOOKS_SHARE = 0.2
@@ -147,7 +147,7 @@ class _Watcher:
         """Look once, without the shapes of the last statements, which takes less time."""
         began = time.monotonic()
         try:
-            sessions = self._observer.server().list_sessions()
+            sessions = self._observer.server().list_sessions(holdings=False)
         except LostError as error:
             raise RunError(
                 Exit.UNREACHABLE,
@@ -226,9 +226,8 @@ def _watch_load(
         while load.runs and stop.signum is None:
             seen.add(watcher.glance())
             tick()
-            is_first = time.monotonic() - began < 1
-            pause = _FIRST_PAUSES_SECONDS if is_first else _PAUSE_SECONDS
-            stop.sleep(max(pause, watcher.pause_seconds))
+            if time.monotonic() - began > _DENSE_SECONDS:
+                stop.sleep(max(_PAUSE_SECONDS, watcher.pause_seconds))
     except BaseException:
         load.stop()  # it must not go on unseen when the database went away
         raise
