@@ -29,7 +29,9 @@ from conn_guard.probe.targets import (
     without_secrets,
 )
 from conn_guard.probe.verdict import Requests, UrlReport, Verdict, exit_code, judge
+from conn_guard.sessions import policy
 from conn_guard.sessions.groups import Row
+from conn_guard.sessions.policy import Policy
 from conn_guard.sessions.report import Slots
 from conn_guard.sessions.session import State
 from tests.support.rows import NOON, session
@@ -428,6 +430,11 @@ def test_the_progress_fits_one_line():
 def test_the_options_show_no_secret():
     options = Options(headers={"Authorization": "secret"}, cookies={"a": "secret"}, data=b"secret")
     assert "secret" not in repr(options)
+
+
+def test_the_reaper_spares_a_probe():
+    probe = session(application_name="conn_guard:leak_probe")
+    assert policy.judge(probe, Policy(idle_for=timedelta(0))) is policy.Verdict.REAPER
 
 
 def test_another_name_is_refused():

@@ -225,18 +225,22 @@ def test_the_table_has_a_row_for_each_url_and_says_what_to_install(site: WebServ
     assert cure == "Set ENGINE = 'conn_guard.engine.postgresql' in DATABASES['default']."
 
 
-def test_the_probes_own_session_is_named_and_counts_nowhere(site: WebServer, ask):
-    names = "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'conn_g%'"
+def test_the_sessions_of_probes_are_named_and_count_nowhere(site: WebServer, ask, open_session):
+    name = "conn_guard:leak_probe"
+    names = "SELECT pid FROM pg_stat_activity WHERE application_name = %s"
     seen = set()
 
     def looks(request):
-        seen.update(ask(names))
+        seen.update(ask(names, [name]))
+        open_session().close()
         request.answer()
 
+    other = open_session(application_name=name)
     site.views["/looks"] = looks
-    run = probe(site.url("/looks"), concurrency=1, requests=4)
-    assert seen == {("conn_guard:leak_probe",)}
-    assert "conn_guard:leak_probe" not in run.only["application_names"]
+    run = probe(site.url("/looks"), concurrency=1, requests=6)
+    assert len(seen) == 2
+    assert (other.pid,) in seen
+    assert name not in run.only["application_names"]
 
 
 @pytest.mark.parametrize(
