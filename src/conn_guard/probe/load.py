@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 import time
 from collections import Counter
@@ -33,10 +32,10 @@ class Answers:
     statuses: Counter[int] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     """Requests that got no status, by reason: ``timed out``, ``closed``, ``not HTTP``."""
-    cut: int = 0
-    """Answers whose body ended early."""
     longest_seconds: float = 0.0
     """The longest time that a request took, the first one left out: the server warms up in it."""
+    seconds: float = 0.0
+    """The time that the round took, without its first request if that was sent alone."""
     location: str = ""
     """The address that a redirect named."""
     unreachable: str = ""
@@ -58,7 +57,7 @@ class Load:
         self._mode = mode
         self._options = options
         self._warms_up = warms_up
-        self._left = iter(range(options.requests))
+        self._is_stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._end: Future[None] = Future()
@@ -76,7 +75,7 @@ class Load:
 
     def stop(self) -> None:
         """Send no more requests and drop those under way."""
-        self._left = iter(())
+        self._is_stopped = True
         if self._loop is not None and self._task is not None:
             with suppress(RuntimeError):  # the loop was closed meanwhile
                 self._loop.call_soon_threadsafe(self._task.cancel)
@@ -90,6 +89,8 @@ class Load:
         import aiohttp
 
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        if self._is_stopped:
+            return
         options = self._options
         headers = dict(options.headers)
         if options.cookies:
@@ -98,36 +99,31 @@ class Load:
         async with aiohttp.ClientSession(
             # A connection for each request, as a proxy makes it by default. Cookies that the server
             # sets would make the requests of a round differ.
-            connector=aiohttp.TCPConnector(
-                limit=options.concurrency,
-                force_close=True,
-                socket_factory=_small_socket if self._mode is Mode.SLOW else None,
-            ),
+            connector=aiohttp.TCPConnector(limit=options.concurrency, force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "conn_guard leak_probe", **headers},
             timeout=aiohttp.ClientTimeout(total=options.timeout.total_seconds()),
             auto_decompress=False,
         ) as client:
+            due = iter(range(options.requests))
             if self._warms_up:
-                for _ in self._one():
-                    await self._send(client)
+                next(due)
+                await self._send(client)
                 self.answers.longest_seconds = 0.0
                 if not self.answers.statuses:
                     return
-            await asyncio.gather(*(self._work(client) for _ in range(options.concurrency)))
+            began = time.monotonic()
+            await asyncio.gather(*(self._work(client, due) for _ in range(options.concurrency)))
+            self.answers.seconds = time.monotonic() - began
 
-    def _one(self) -> Iterator[int]:
-        with suppress(StopIteration):
-            yield next(self._left)
-
-    async def _work(self, client: aiohttp.ClientSession) -> None:
-        while list(self._one()):
+    async def _work(self, client: aiohttp.ClientSession, due: Iterator[int]) -> None:
+        for _ in due:
             await self._send(client)
 
     async def _send(self, client: aiohttp.ClientSession) -> None:
         import aiohttp
 
-        answers, status = self.answers, 0
+        answers, status, reason = self.answers, 0, "no connection"
         method = "HEAD" if self._mode is Mode.HEAD else self._target.method
         began = time.monotonic()
         try:
@@ -147,25 +143,21 @@ class Load:
         except aiohttp.ClientConnectorError as error:
             self._unreachable(error.strerror or "no connection")
         except asyncio.TimeoutError:
-            if not status:
-                answers.failures["timed out"] += 1
-            elif self._mode is not Mode.SLOW:
-                answers.cut += 1
-        except (aiohttp.ClientError, OSError) as error:
-            if status:
-                answers.cut += 1
-            elif isinstance(error, (aiohttp.ClientResponseError, aiohttp.InvalidURL, ValueError)):
-                answers.failures["not HTTP"] += 1
-            else:
-                answers.failures["closed"] += 1
+            reason = "timed out"
+        except aiohttp.ClientResponseError:
+            reason = "not HTTP"
+        except (aiohttp.ClientError, OSError):
+            reason = "closed"
+        # With a status, the view has run: it doesn't matter how the body ended.
         if status:
             answers.statuses[status] += 1
+        else:
+            answers.failures[reason] += 1
         answers.longest_seconds = max(answers.longest_seconds, time.monotonic() - began)
 
     def _unreachable(self, reason: str) -> None:
         if not self.answers.sent:
             self.answers.unreachable = reason
-        self.answers.failures["no connection"] += 1
 
     async def _take(self, answer: aiohttp.ClientResponse) -> None:
         if self._mode is Mode.DISCONNECT:
@@ -176,14 +168,6 @@ class Load:
         else:
             async for _ in answer.content.iter_any():
                 pass
-
-
-def _small_socket(address: Any) -> socket.socket:
-    """Return a socket that takes little ahead, so that the server waits for the slow client."""
-    family, kind, protocol, *_ = address
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BYTES_A_SECOND)
-    return made
 
 
 def _tls_reason(error: Any) -> str:

@@ -212,7 +212,7 @@ def _probe(
         mode,
         options,
         seen=seen,
-        requests=_sum(rounds),
+        requests=_sum(rounds, mode),
         slots=watcher.fullest,
         stopped=stop.signum is not None,
     )
@@ -260,19 +260,22 @@ def _ticker(
     return tick
 
 
-def _sum(rounds: Sequence[Answers]) -> Requests:
+def _sum(rounds: Sequence[Answers], mode: Mode) -> Requests:
     statuses: Counter[int] = Counter()
     failures: Counter[str] = Counter()
     for each in rounds:
         statuses += each.statuses
         failures += each.failures
+    longest = max(each.longest_seconds for each in rounds)
+    if mode is Mode.DISCONNECT:
+        # The client doesn't know for how long the server went on with a request.
+        longest = max(longest, rounds[0].seconds / 3)
     return Requests(
         statuses=dict(sorted(statuses.items())),
         failures=dict(sorted(failures.items())),
-        cut=sum(each.cut for each in rounds),
         location=next((each.location for each in rounds if each.location), ""),
         unreachable=rounds[0].unreachable,
-        longest=timedelta(seconds=max(each.longest_seconds for each in rounds)),
+        longest=timedelta(seconds=longest),
     )
 
 

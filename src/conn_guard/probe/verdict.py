@@ -44,7 +44,6 @@ class Requests:
     statuses: Mapping[int, int] = field(default_factory=dict)
     failures: Mapping[str, int] = field(default_factory=dict)
     """Requests without a status, by reason."""
-    cut: int = 0
     location: str = ""
     unreachable: str = ""
     longest: timedelta = timedelta(0)
