@@ -21,6 +21,8 @@ CURE_WITHOUT_PROJECT = (
 _HEADER = ("URL", "MODE", "REQUESTS", "ERRORS", "PEAK", "LEFT", "LEAKED", "LAST", "VERDICT")
 _NUMBERS = range(2, 7)
 _NARROWEST = 9
+_VERBS = {Verdict.LEAKS: "leaks", Verdict.UNCLEAR: "is unclear"}
+"""The verdicts that a sentence explains."""
 
 
 def render_reports(
@@ -46,17 +48,14 @@ def render_reports(
         ).rstrip()
         for row in rows
     ]
-    sentences = [sentence(each) for each in reports if each.verdict in _EXPLAINED]
+    sentences = [sentence(each) for each in reports if each.verdict in _VERBS]
     if any(each.verdict is Verdict.LEAKS for each in reports):
         sentences.append(cure)
     return [*lines, *([""] if sentences else []), *sentences]
 
 
-_EXPLAINED = (Verdict.LEAKS, Verdict.UNCLEAR)
-
-
 def sentence(report: UrlReport) -> str:
-    """Return the verdict on one URL as a sentence."""
+    """Return why a URL leaks or is unclear, as a sentence."""
     words = f"{report.target.shown} ({report.mode.value}) {_VERBS[report.verdict]}: {report.why}"
     if report.verdict is Verdict.LEAKS:
         if report.views:
@@ -66,14 +65,6 @@ def sentence(report: UrlReport) -> str:
         if report.leaked_in_transaction:
             words += f"; {report.leaked_in_transaction} hold a transaction open"
     return one_line(f"{words}.")
-
-
-_VERBS = {
-    Verdict.LEAKS: "leaks",
-    Verdict.KEEPS: "keeps sessions",
-    Verdict.CLEAN: "is clean",
-    Verdict.UNCLEAR: "is unclear",
-}
 
 
 def cure(alias: str, apps: Sequence[str], middleware: Sequence[str], engine: str) -> str:
