@@ -87,6 +87,7 @@ def leaks(session: nox.Session) -> None:
     """the leak matrix; arguments go to `python -m tests.leaks`"""
     install(session, "test", more=("uv",))
     session.run("python", "-m", "tests.leaks", *session.posargs)
+    session.run("python", "-m", "tools.pictures")
 
 
 @nox.session

@@ -25,18 +25,15 @@ release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["README.md"]
-nitpicky = True
 myst_heading_anchors = 4
 suppress_warnings = [
     # Not every language of a block has a lexer: its text is shown without colours.
     "misc.highlighting_failure",
-    # A folder of the navigation may have no page yet.
-    "toc.empty_glob",
 ]
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
+# The types of the overloads are private names.
+autodoc_typehints = "none"
 
 html_theme = "furo"
 html_title = f"conn_guard {release}"
