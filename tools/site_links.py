@@ -5,46 +5,50 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import html5lib
 
-LINKS = {"a": "href", "link": "href", "img": "src", "script": "src", "source": "srcset"}
-LOADED = {"link", "img", "script", "source"}
-"""The elements whose address a browser loads by itself."""
-
-
-class Page:
-    """The addresses and the anchors of one page of HTML."""
+class Page(HTMLParser):
+    """The anchors of one page of HTML, its links, and the addresses that a browser loads."""
 
     def __init__(self, path: Path) -> None:
-        tree = html5lib.parse(path.read_bytes(), namespaceHTMLElements=False)
-        self.anchors = {each.get("id") for each in tree.iter() if each.get("id")}
-        self.links = [
-            (each.tag, each.get(LINKS[each.tag]))
-            for each in tree.iter()
-            if each.tag in LINKS and each.get(LINKS[each.tag])
-        ]
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep what the attributes of one element name."""
+        for name, value in attrs:
+            if name == "id":
+                self.anchors.add(value or "")
+            elif name == "href" and tag == "a":
+                self.links.append(value or "")
+            elif name == "src" or (name == "href" and tag == "link"):
+                self.loaded.append(value or "")
 
 
 def wrong(site: Path) -> Iterator[str]:
     """Yield each dead link and each foreign resource of the pages below *site*."""
-    pages = {path.resolve(): Page(path) for path in site.rglob("*.html")}
+    pages = {path: Page(path) for path in sorted(site.resolve().rglob("*.html"))}
     for path, page in pages.items():
-        for tag, link in page.links:
-            where = f"{path.relative_to(site.resolve())}: {link}"
-            if re.match(r"(?:\w+:)?//", link) and tag in LOADED:
-                yield f"{where} is loaded from another host."
+        name = path.relative_to(site.resolve())
+        for link in page.loaded:
+            if re.match(r"(?:https?:)?//", link):
+                yield f"{name}: {link} is loaded from another host."
+        for link in page.links + page.loaded:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:
                 continue
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            anchors = pages[target].anchors if target in pages else set()
             if not target.exists():
-                yield f"{where} leads nowhere."
-            elif parts.fragment and target in pages:
-                if unquote(parts.fragment) not in pages[target].anchors:
-                    yield f"{where} names no anchor of its page."
+                yield f"{name}: {link} leads nowhere."
+            elif parts.fragment and unquote(parts.fragment) not in anchors:
+                yield f"{name}: {link} names no anchor of its page."
 
 
 if __name__ == "__main__":

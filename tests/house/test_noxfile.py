@@ -38,7 +38,7 @@ def test_nox_lists_the_sessions_and_the_cells():
     command = [sys.executable, "-m", "nox", "-f", str(ROOT / "noxfile.py"), "--list"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     names = {line.split(" ")[1] for line in done.stdout.splitlines() if line[:2] in ("* ", "- ")}
-    assert {"lint", "types", "wheel", "leaks", "docs", "bench", "pin"} <= names
+    assert {"lint", "types", "wheel", "leaks", "docs", "pictures", "bench", "pin"} <= names
     assert "matrix(py3.10-django4.2-psycopg2-pg14)" in names
 
 

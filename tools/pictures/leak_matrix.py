@@ -23,6 +23,9 @@ SETTINGS = {
     "None": "CONN_MAX_AGE = None",
     "pool": 'OPTIONS["pool"]',
 }
+SUBTITLE = (
+    "The worst web server and environment counts. Ring 1 is app and middleware, ring 2 the engine."
+)
 WIDTH, LEFT, CELL, STEP = 860, 400, 54, 19
 Cells = list[str]
 
@@ -32,7 +35,7 @@ def draw(page: str) -> str:
     worst = _worst(page)
     body = [
         svg.text(20, 34, "Sessions left after 50 requests", "head"),
-        svg.text(20, 56, "The worst web server and environment counts. Ring 1 is app and middleware, ring 2 the engine.", "soft"),
+        svg.text(20, 56, SUBTITLE, "soft"),
         *_legend(20, 70),
     ]
     y = 150
@@ -40,7 +43,8 @@ def draw(page: str) -> str:
         body += [svg.text(20, y, title, "head"), *_titles(y)]
         y += 14
         for mechanism in dict.fromkeys(name for name, of in worst if of == setting):
-            body += [svg.text(20, y + 13, _short(mechanism), "small"), *_row(worst[mechanism, setting], y)]
+            body.append(svg.text(20, y + 13, _short(mechanism), "small"))
+            body += _row(worst[mechanism, setting], y)
             y += STEP
         y += 56
     light = ".head{font-size:15px;font-weight:600}.small{font-size:12px}.n{font-size:11px}"

@@ -46,9 +46,7 @@ def picture(
     return "\n".join(lines) + "\n"
 
 
-def box(
-    x: float, y: float, width: float, height: float, kind: str, *, round_by: float = 6
-) -> str:
+def box(x: float, y: float, width: float, height: float, kind: str, *, round_by: float = 6) -> str:
     """Return a rectangle of the CSS class *kind*."""
     return (
         f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}"'
@@ -70,7 +68,7 @@ def lines(x: float, y: float, words: Iterable[str], kind: str = "", *, step: flo
 
 def arrow(x: float, y: float, to_x: float, to_y: float) -> str:
     """Return a straight arrow to the right or down."""
-    tip = f"l-8 -4v8z" if to_y == y else "l-4 -8h8z"
+    tip = "l-8 -4v8z" if to_y == y else "l-4 -8h8z"
     return (
         f'<path class="line" d="M{x:g} {y:g}L{to_x:g} {to_y:g}"/>'
         f'<path class="tip" d="M{to_x:g} {to_y:g}{tip}"/>'

@@ -15,7 +15,11 @@ QUESTIONS = (
         ("Ring 1: app and middleware", "two settings: INSTALLED_APPS, MIDDLEWARE"),
     ),
     (
-        ("Do executors or workers keep connections", "unused, or do requests fail after a restart", "of PostgreSQL?"),
+        (
+            "Do executors or workers keep connections",
+            "unused, or do requests fail after a restart",
+            "of PostgreSQL?",
+        ),
         "2",
         ("Ring 2: engine", "one line in DATABASES: ENGINE"),
     ),
@@ -59,4 +63,5 @@ def _body() -> Iterator[str]:
         yield svg.text(486, middle - 4, answer[0], f"name{ring}" if ring else "bold")
         yield svg.text(486, middle + 15, answer[1], "soft")
         yield svg.arrow(80, y + 62, 80, y + STEP)
-    yield svg.text(40, TOP + STEP * len(QUESTIONS) + 20, "None of these: you don't need conn_guard.")
+    end = TOP + STEP * len(QUESTIONS) + 20
+    yield svg.text(40, end, "None of these: you don't need conn_guard.")
