@@ -24,6 +24,7 @@ INTRODUCTION = """\
 # System checks
 
 This page is made from the table that the code runs: `python -m conn_guard.checks > docs/reference/checks.md`.
+`conn-guard check E101` prints the paragraph about E101, without a network.
 
 ## When they run
 
