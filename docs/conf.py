@@ -31,7 +31,6 @@ suppress_warnings = [
     "misc.highlighting_failure",
 ]
 
-autodoc_member_order = "bysource"
 # The types of the overloads are private names.
 autodoc_typehints = "none"
 
@@ -39,8 +38,9 @@ html_theme = "furo"
 html_title = f"conn_guard {release}"
 html_show_sphinx = False
 html_copy_source = False
-templates_path: list[str] = []
 
+OTHER_NAMES = {"CHANGELOG.md": "/changelog", "docs/README.md": "/index"}
+"""The pages of the site that have another name in the repository."""
 REPOSITORY = os.environ.get("CONN_GUARD_REPOSITORY", "")
 
 
@@ -49,13 +49,13 @@ def lead_out(app: Sphinx, page: str, source: list[str]) -> None:
 
     def absolute(link: re.Match[str]) -> str:
         place = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), link["place"]))
-        if place == "CHANGELOG.md":
-            return f"{link['text']}(/changelog)"
+        if place in OTHER_NAMES:
+            return f"[{link['text']}]({OTHER_NAMES[place]})"
         if place.startswith("docs/"):
             return link[0]
-        return f"{link['text']}({REPOSITORY}/blob/HEAD/{place})" if REPOSITORY else link["text"]
+        return f"[{link['text']}]({REPOSITORY}/blob/HEAD/{place})" if REPOSITORY else link["text"]
 
-    source[0] = re.sub(r"(?P<text>\[[^\]]*\])\((?P<place>\.\./[^)\s]*)\)", absolute, source[0])
+    source[0] = re.sub(r"\[(?P<text>[^\]]*)\]\((?P<place>\.\./[^)\s]*)\)", absolute, source[0])
 
 
 def setup(app: Sphinx) -> None:
