@@ -72,18 +72,19 @@ def left(cell: str) -> int:
 
 
 def _worst(page: str) -> dict[tuple[str, str], list[Cells]]:
-    """Return, by mechanism and setting, the cells of all ASGI and of all WSGI servers."""
+    """Return, by mechanism and setting, the cells of all ASGI and of all WSGI servers.
+
+    Raises ValueError for a server of unknown kind.
+    """
     worst: dict[tuple[str, str], list[Cells]] = {}
     for server, mechanism, setting, cells in rows(page):
-        kind = (server in WSGI) or (0 if server in ASGI else _unknown(server))
+        if server not in ASGI + WSGI:
+            raise ValueError(f"Is {server} an ASGI or a WSGI server? Add it to {__name__}.")
+        first = len(TITLES) * (server in WSGI)
         columns = worst.setdefault((mechanism, setting), [[] for _ in TITLES * 2])
         for number, cell in enumerate(cells):
-            columns[number + len(TITLES) * kind].append(cell)
+            columns[first + number].append(cell)
     return worst
-
-
-def _unknown(server: str) -> int:
-    raise ValueError(f"Is {server} an ASGI or a WSGI server? Add it to {__name__}.")
 
 
 def _row(columns: list[Cells], y: int) -> Iterator[str]:
