@@ -12,7 +12,7 @@ from django.contrib.contenttypes.models import ContentType
 from django.db import connection
 from django.test import Client, override_settings
 
-from tests.postgres.admin_site import SETTINGS
+from tests.postgres.admin_site import admin_project
 from tests.support.own_server import own_server
 from tests.support.polling import until
 
@@ -24,14 +24,8 @@ PAGE = "/admin/conn_guard_admin/session/"
 
 @pytest.fixture(scope="module", autouse=True)
 def project(django_db_setup, django_db_blocker):
-    """The project's settings, with the table of the admin's log."""
-    with django_db_blocker.unblock(), override_settings(**SETTINGS):
-        log = apps.get_model("admin", "LogEntry")
-        with connection.schema_editor() as editor:
-            editor.create_model(log)
+    with django_db_blocker.unblock(), admin_project():
         yield
-        with connection.schema_editor() as editor:
-            editor.delete_model(log)
 
 
 @pytest.fixture(scope="module")

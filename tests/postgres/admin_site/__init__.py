@@ -1,5 +1,12 @@
 """A project with the admin page, once on Django's own site and once on a site of its own."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from django.apps import apps
+from django.db import connection
+from django.test import override_settings
+
 INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.auth",
@@ -52,3 +59,17 @@ def policy(get_response):
         return response
 
     return middleware
+
+
+@contextmanager
+def admin_project() -> Iterator[None]:
+    """Let the project's settings hold, and its log have a table."""
+    with override_settings(**SETTINGS):
+        log = apps.get_model("admin", "LogEntry")
+        with connection.schema_editor() as editor:
+            editor.create_model(log)
+        try:
+            yield
+        finally:
+            with connection.schema_editor() as editor:
+                editor.delete_model(log)

@@ -1,6 +1,7 @@
 """The addresses of the project with the admin page."""
 
 from django.contrib import admin
+from django.http import HttpResponse
 from django.urls import path
 
 from conn_guard.contrib.admin.admin import SessionAdmin
@@ -12,4 +13,5 @@ site.register(Session, SessionAdmin)
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("operations/", site.urls),
+    path("favicon.ico", lambda request: HttpResponse(status=204)),
 ]
