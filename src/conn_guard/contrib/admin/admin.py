@@ -277,7 +277,7 @@ def _named(session: Any) -> str:
 def _act(alias: str, outcome: Outcome) -> str:
     if outcome.action is Action.SIGNALLED:
         return f"Terminated on {alias}: {_named(outcome.session)}."
-    return f"Not terminated on {alias}: {_named(outcome.session)}: {reason(outcome.reason)}."
+    return f"Tried to terminate on {alias}: {_named(outcome.session)}: {reason(outcome.reason)}."
 
 
 def _told(outcomes: Iterable[Outcome], asked: int) -> Iterable[tuple[int, str]]:
