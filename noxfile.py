@@ -91,7 +91,7 @@ def leaks(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """draw demo.svg and watch.svg in docs/images from runs, and check the links of all pages"""
+    """draw demo.svg, watch.svg and admin*.png in docs/images from runs, and check all links"""
     install(session, "test")
     picture = HERE / "docs" / "images" / "demo.svg"
     report = Path(session.virtualenv.location) / "report.html"
@@ -99,6 +99,7 @@ def docs(session: nox.Session) -> None:
     session.run("python", *demo, "--picture", str(picture))
     watched = picture.with_name("watch.svg")
     session.run("python", "example_project/manage.py", "picture_watch", str(watched))
+    session.run("python", "example_project/manage.py", "picture_admin", str(picture.parent))
     session.run("python", "-m", "pytest", "-q", "tests/house/test_links.py")
 
 
