@@ -318,7 +318,8 @@ def test_a_role_without_a_slot_is_said(server, operator, monkeypatch):
 
 
 def test_where_the_admins_own_database_is_away_the_page_says_so(server, operator, monkeypatch):
-    monkeypatch.setitem(connections.settings["default"], "ATOMIC_REQUESTS", True)
+    is_atomic = True
+    monkeypatch.setitem(connections.settings["default"], "ATOMIC_REQUESTS", is_atomic)
     assert operator.look().response.status_code == 200
     connection.close()
     with monkeypatch.context() as patch:
