@@ -6,6 +6,7 @@ import re
 import socket
 from urllib.parse import urlsplit
 
+import html5lib
 import pytest
 from django.apps import apps
 from django.contrib.auth.models import User
@@ -15,6 +16,7 @@ from django.test import Client, override_settings
 from conn_guard.contrib.admin.page import WORDS
 from conn_guard.sessions import login
 from conn_guard.sessions.policy import Verdict
+from conn_guard.sessions.stop import Stop
 from tests.postgres.admin_site import admin_project
 from tests.postgres.admin_site.visit import PAGE, Operator, logged
 from tests.support.own_server import own_server
@@ -70,7 +72,9 @@ def test_the_page_shows_slots_groups_and_sessions_with_the_verdicts(server, oper
 def test_one_session_is_ended_after_a_question_and_logged(server, operator):
     victim, other = server.session(application_name="shop:view"), server.session()
     server.rested(victim, other)
+    html5lib.HTMLParser(strict=True).parse(operator.look().text)
     operator.ask(victim)
+    html5lib.HTMLParser(strict=True).parse(operator.text)
     assert operator.verdicts == {victim.pid: "idle"}
     assert server.alive(victim)
     assert operator.confirm() == [f"Signalled 1 session: pid {victim.pid}."]
@@ -108,7 +112,7 @@ def test_a_session_that_was_used_after_the_question_is_spared(server, operator):
     operator.ask(session)
     session.execute("SELECT 1")
     server.rested(session)
-    assert operator.confirm() == [f"Spared 1 session, was used in the meantime: pid {session.pid}."]
+    assert operator.confirm() == [f"Spared 1 session (was used in the meantime): pid {session.pid}."]
     assert server.alive(session)
     assert logged() == []
 
@@ -121,7 +125,7 @@ def test_a_second_answer_ends_nothing_more(server, operator):
     operator.confirm()
     until(lambda: not server.alive(session))
     operator.response = question
-    assert operator.confirm() == ["1 had ended before."]
+    assert operator.confirm() == ["1 of the chosen sessions had ended before."]
     assert len(logged()) == 1
 
 
@@ -280,6 +284,7 @@ def test_a_server_that_is_away_is_one_sentence(server, operator, monkeypatch):
     question = operator.response
     with monkeypatch.context() as patch:
         patch.setitem(connections.settings["own"], "PORT", str(free_port()))
+        patch.setattr(Stop, "sleep", lambda *_: pytest.fail("The page tries to log in again."))
         operator.look()
         assert operator.response.status_code == 200
         assert "own: can&#x27;t connect: " in operator.text
@@ -342,9 +347,20 @@ def test_a_session_of_the_page_that_ends_leaves_a_log_of_what_was_tried(
     )
     lost, failed = operator.confirm()
     assert lost.startswith("own: the signals failed: ")
-    assert failed.startswith("Failed to signal 1 session, the answer was lost")
+    assert failed.startswith("Failed to signal 1 session (the answer was lost")
     ((_, _, message),) = logged()
     assert message.startswith(f"Tried to terminate on own: pid {session.pid}, ")
+
+
+def test_a_role_that_lost_its_rights_after_the_question_ends_nothing(server, operator, monkeypatch):
+    session = server.session()
+    server.rested(session)
+    operator.ask(session)
+    lost = ("may not see 1", ["pg_read_all_stats"])
+    monkeypatch.setattr("conn_guard.sessions.reaper.missing_rights", lambda *_: lost)
+    (said,) = operator.confirm()
+    assert said.startswith("own: role app may not see 1 of the sessions in scope")
+    assert server.alive(session)
 
 
 def test_a_log_that_can_not_be_written_is_said(server, operator, caplog):

@@ -98,7 +98,7 @@ class SessionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             raise PermissionDenied
         if request.method == "POST":
             return self._terminate(request)
-        context = dict(extra_context or {})
+        context = {"every_seconds": EVERY_SECONDS, **(extra_context or {})}
         try:
             aliases, _ = arguments.postgres_aliases(None, every=True)
             choice = Choice.of(request.GET.dict(), _usual(aliases))
@@ -121,7 +121,6 @@ class SessionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "meanings": meanings(snapshot),
             "failure": one_line(snapshot.failure or ""),
             "may_terminate": self.has_terminate_permission(request),
-            "every_seconds": EVERY_SECONDS,
         }
         return self._answer(request, "change_list", context)
 
@@ -292,8 +291,8 @@ def _told(outcomes: Iterable[Outcome], asked: int) -> Iterable[tuple[int, str]]:
         if action is Action.SIGNALLED:
             yield messages.SUCCESS, f"Signalled {count}: pid {named}."
         elif action is Action.FAILED:
-            yield messages.ERROR, f"Failed to signal {count}, {words}: pid {named}."
+            yield messages.ERROR, f"Failed to signal {count} ({words}): pid {named}."
         else:
-            yield messages.WARNING, f"Spared {count}, {words}: pid {named}."
+            yield messages.WARNING, f"Spared {count} ({words}): pid {named}."
     if asked:
-        yield messages.INFO, f"{asked} had ended before."
+        yield messages.INFO, f"{asked} of the chosen sessions had ended before."

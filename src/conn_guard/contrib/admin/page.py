@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 from conn_guard.sessions.groups import Group, Row, Snapshot, grouped
 from conn_guard.sessions.policy import Verdict
+from conn_guard.sessions.report import Slots
 from conn_guard.sessions.session import Session
 from conn_guard.text import duration, printable
 
@@ -202,10 +203,9 @@ USUAL_ORDER = "-for"
 class Column:
     """The title of a column with a link that sorts by it."""
 
-    name: str
     title: str
     query: str
-    sorted: str
+    direction: str
     """``ascending``, ``descending``, or "" where another column decides the order."""
 
 
@@ -257,7 +257,7 @@ class Choice:
     def columns(self) -> list[Column]:
         """The columns; a link sorts by its column, and the second time the other way round."""
         return [
-            Column(name, title, *self._sorting(name, first="-for" if name == "for" else name))
+            Column(title, *self._sorting(name, first="-for" if name == "for" else name))
             for name, (title, _) in _COLUMNS.items()
         ]
 
@@ -350,9 +350,7 @@ class Page:
     @cached_property
     def slots(self) -> Mapping[str, str]:
         """The slots in words, and how full the bar is in percent."""
-        slots = self.snapshot.slots
-        if slots is None:
-            return {}
+        slots = self.snapshot.slots or Slots(0, 0, exact=True)
         bound = "" if slots.exact else "at most "
         limit = {
             "server": "the server's slots",
