@@ -112,7 +112,8 @@ def test_a_session_that_was_used_after_the_question_is_spared(server, operator):
     operator.ask(session)
     session.execute("SELECT 1")
     server.rested(session)
-    assert operator.confirm() == [f"Spared 1 session (was used in the meantime): pid {session.pid}."]
+    (said,) = operator.confirm()
+    assert said == f"Spared 1 session (was used in the meantime): pid {session.pid}."
     assert server.alive(session)
     assert logged() == []
 
@@ -145,7 +146,15 @@ def test_what_a_forged_answer_names_is_judged_like_anything_else(server, operato
     for each in (lock, foreign, other):
         assert server.alive(each)
     assert logged() == []
-    operator.look().post([f"{foreign.pid}::"])
+    operator.look()
+    for sentence in (
+        f"Spared 1 session (not of this alias&#x27;s role and database): pid {foreign.pid}.",
+        f"Spared 1 session (holds an advisory lock): pid {lock.pid}.",
+        f"Spared 1 session (was used in the meantime): pid {other.pid}.",
+        "1 of the chosen sessions had ended before.",
+    ):
+        assert sentence in operator.text
+    operator.post([f"{foreign.pid}::"])
     assert "None of these sessions would be ended." in operator.text
     assert "not of this alias&#x27;s role and database" in operator.text
     for wrong in ("x", "1", "1:2", f"{pid}:{10**30}:1", "1:a:b"):
@@ -204,6 +213,14 @@ def test_an_answer_leads_back_to_the_page_and_nowhere_else(server, operator):
     assert urlsplit(operator.response["Location"]).netloc == ""
     operator.look()
     assert "Select sessions to terminate first." in operator.text
+
+
+def test_a_refresh_leaves_the_messages_for_the_page(server, operator):
+    operator.look().post([])
+    refreshed = operator.client.get(PAGE, {"alias": "own"}, HTTP_X_CONN_GUARD_REFRESH="1")
+    assert refreshed.content.startswith(b'<div id="conn-guard-live">')
+    assert b"Select sessions" not in refreshed.content
+    assert "Select sessions to terminate first." in operator.look().text
 
 
 def test_filters_and_order_choose_what_is_shown(server, operator):

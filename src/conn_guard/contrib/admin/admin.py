@@ -23,6 +23,7 @@ from django.urls import URLPattern, path, reverse
 
 from conn_guard.contrib.admin.models import Session
 from conn_guard.contrib.admin.page import (
+    NOT_IN_SCOPE,
     Choice,
     Identity,
     Line,
@@ -99,6 +100,8 @@ class SessionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if request.method == "POST":
             return self._terminate(request)
         context = {"every_seconds": EVERY_SECONDS, **(extra_context or {})}
+        # The whole page would show, and so use up, messages that are meant for another tab.
+        template = "live" if "X-Conn-Guard-Refresh" in request.headers else "change_list"
         try:
             aliases, _ = arguments.postgres_aliases(None, every=True)
             choice = Choice.of(request.GET.dict(), _usual(aliases))
@@ -106,7 +109,7 @@ class SessionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             with _observer(choice.alias) as observer:
                 snapshot = observer.look()
         except CommandError as error:
-            return self._answer(request, "change_list", {**context, "failure": str(error)})
+            return self._answer(request, template, {**context, "failure": str(error)})
         page = Page(snapshot, choice)
         paginator = Paginator(page.lines, ON_A_PAGE)
         shown = paginator.get_page(choice.page)
@@ -122,7 +125,7 @@ class SessionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "failure": one_line(snapshot.failure or ""),
             "may_terminate": self.has_terminate_permission(request),
         }
-        return self._answer(request, "change_list", context)
+        return self._answer(request, template, context)
 
     def _terminate(self, request: HttpRequest) -> HttpResponse:
         """Ask whether to end the chosen sessions; end them if the question was answered."""
@@ -170,16 +173,14 @@ class SessionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     ) -> None:
         """End those of *rows* that are due and were not used since the question; log, and tell."""
         alias = snapshot.alias
-        still = {
-            identity(row.session): row.session
-            for row in rows
-            if row.session.state_change == chosen[identity(row.session)]
-        }
-        outcomes = [
-            Outcome(row.session, Action.SPARED, Verdict.MOVED_ON.value)
-            for row in rows
-            if identity(row.session) not in still
-        ]
+        still, outcomes = {}, []
+        for row in rows:
+            if row.verdict is None:
+                outcomes.append(Outcome(row.session, Action.SPARED, NOT_IN_SCOPE))
+            elif row.session.state_change != chosen[identity(row.session)]:
+                outcomes.append(Outcome(row.session, Action.SPARED, Verdict.MOVED_ON.value))
+            else:
+                still[identity(row.session)] = row.session
         try:
             outcomes += end_chosen(observer.server(), alias, snapshot.policy, still)
         except RunError as error:

@@ -42,8 +42,10 @@ WORDS = {
     Verdict.MAX: "above the limit of signals",
     Verdict.MOVED_ON: "was used in the meantime",
 }
+NOT_IN_SCOPE = "not_in_scope"
 _REASONS = {
     **{verdict.value: words for verdict, words in WORDS.items()},
+    NOT_IN_SCOPE: OUT_OF_SCOPE,
     "permission_denied": "the server refused the signal",
     "statement_timeout": "the server did not answer in time",
     "connection_lost": "the answer was lost, so it may have been signalled",
@@ -109,9 +111,9 @@ class Line:
         return token(self.row.session)
 
     @property
-    def pid(self) -> int:
-        """The pid of the session's server process."""
-        return self.row.session.pid
+    def pid(self) -> str:
+        """The pid, as a text that no template writes with a separator of thousands."""
+        return str(self.row.session.pid)
 
     @property
     def application(self) -> str:
@@ -186,7 +188,7 @@ def _words(verdict: Verdict | None, snapshot: Snapshot) -> str:
 
 
 _COLUMNS: dict[str, tuple[str, Callable[[Line], Any]]] = {
-    "pid": ("PID", lambda line: line.pid),
+    "pid": ("PID", lambda line: line.row.session.pid),
     "state": ("State", lambda line: line.state),
     "application": ("Application", lambda line: line.application.casefold()),
     "role": ("Role", lambda line: line.user.casefold()),

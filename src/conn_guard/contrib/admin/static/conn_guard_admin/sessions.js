@@ -40,7 +40,10 @@
 
     async function refresh() {
         try {
-            const answer = await fetch(location.href, { signal: AbortSignal.timeout(30000) });
+            const answer = await fetch(location.href, {
+                headers: { "X-Conn-Guard-Refresh": "1" },
+                signal: AbortSignal.timeout(30000),
+            });
             const html = new DOMParser().parseFromString(await answer.text(), "text/html");
             const page = html.getElementById("conn-guard-live");
             if (!box.checked) {
