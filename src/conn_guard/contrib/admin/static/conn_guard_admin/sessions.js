@@ -21,20 +21,17 @@
 
     function show(page) {
         const selected = new Set(chosen());
-        // A select that is open, or a button that has the focus, must not vanish under the user.
         const focused = live.contains(document.activeElement) ? document.activeElement : null;
-        const key = focused && [focused.localName, focused.name, focused.value, focused.getAttribute("href")];
         live.replaceChildren(...page.childNodes);
         prepare();
         for (const each of live.querySelectorAll(".action-select")) {
             each.checked = selected.has(each.value);
         }
-        if (key) {
-            const same = [...live.querySelectorAll(key[0])].find((each) =>
-                each.name === key[1] && each.value === key[2] && each.getAttribute("href") === key[3]);
-            if (same) {
-                same.focus({ preventScroll: true });
-            }
+        // Otherwise the keyboard's place on the page would be lost.
+        if (focused) {
+            const same = [...live.querySelectorAll(focused.localName)].find((each) =>
+                each.name === focused.name && each.value === focused.value && each.href === focused.href);
+            same?.focus({ preventScroll: true });
         }
     }
 
@@ -49,12 +46,14 @@
             if (!box.checked) {
                 return;
             }
+            if (answer.redirected) {
+                told.textContent = "You are logged out: reload the page.";
+                return;
+            }
             if (page) {
                 show(page);
-                told.textContent = "";
-            } else {
-                told.textContent = answer.ok ? "You are logged out: reload the page." : "No answer; trying again.";
             }
+            told.textContent = page ? "" : "No answer; trying again.";
         } catch {
             told.textContent = "No answer; trying again.";
         }
