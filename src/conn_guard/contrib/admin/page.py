@@ -371,7 +371,7 @@ class Page:
         """How long a session has to be idle before it is due."""
         return duration(self.snapshot.policy.idle_for.total_seconds())
 
-    @property
+    @cached_property
     def _rows(self) -> Sequence[Row]:
         return [each for each in self.snapshot.rows if self.choice.shows(each)]
 
