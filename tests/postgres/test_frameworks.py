@@ -24,7 +24,7 @@ def start(ask, request, tmp_path_factory):
     def run(framework: str, **environment: str):
         for module in FRAMEWORKS[framework].needs:
             pytest.importorskip(module)
-        if framework == "Dramatiq":
+        if "redis" in FRAMEWORKS[framework].needs:
             environment["REDIS_URL"] = request.getfixturevalue("redis_server")
         return worker(framework, tmp_path_factory.mktemp("worker"), ask, **environment)
 

@@ -22,16 +22,24 @@ from tests.postgres.framework_site.workers import FRAMEWORKS, Worker, worker
 from tests.support import programs
 from tools.local_postgres import LocalPostgres
 
-CASES = {
-    "queries, or fails after a query": ["query", "fail"],
-    "queries in a thread that ends with it": ["start_thread"],
-    "keeps a `connection.copy()`": ["copies"],
-    "queries in `asyncio.run()`": ["run_asyncio"],
-    "is a coroutine that queries": ["coroutine"],
-    "leaves a raw `BEGIN`": ["begin"],
-    "enters an atomic block and never leaves it": ["enter_atomic"],
+# By CONN_MAX_AGE; the last one spoils its worker. None without jobs: how tasks fare once the server
+# has ended what a task that queries left.
+ROWS: dict[str, dict[str, list[str] | None]] = {
+    "0": {
+        "queries, or fails after a query": ["query", "fail"],
+        "queries, and the server ends the session": None,
+        "queries in a thread that ends with it": ["start_thread"],
+        "keeps a `connection.copy()`": ["copies"],
+        "queries in `asyncio.run()`": ["run_asyncio"],
+        "is a coroutine that queries": ["coroutine"],
+        "leaves a raw `BEGIN`": ["begin"],
+        "enters an atomic block and never leaves it": ["enter_atomic"],
+    },
+    "None": {
+        "queries, with `CONN_MAX_AGE = None`": ["query"],
+        "the same, and the server ends the session": None,
+    },
 }
-PERSISTENT = "queries, with `CONN_MAX_AGE = None`"
 CURES = ("alone", "app", "own", "line")
 
 
@@ -52,42 +60,49 @@ def left(running: Worker) -> dict[int, str]:
     return staying
 
 
-def measure(running: Worker, jobs: list[str]) -> str:
-    """Return what *jobs* leave, and whether three jobs after them work."""
+def left_by(running: Worker, jobs: list[str] | None) -> str:
+    """Return how many sessions *jobs* leave, or how tasks fare once the server ended them."""
     running.perform("reset")
-    for job in jobs:
+    for job in jobs or ["query"]:
         running.perform(job)
     sessions = left(running)
-    text = ", ".join([str(len(sessions)), *sorted({*sessions.values()} - {"idle"})])
-    if "in transaction" in text:
-        running.perform("query")
-        if left(running) == sessions:
-            return f"{text}, and each later task runs inside it"
-    elif sessions:
+    if jobs is None:
         running.end_sessions(list(sessions))
+        return later_tasks(running) or "later tasks work"
+    text = ", ".join([str(len(sessions)), *sorted({*sessions.values()} - {"idle"})])
+    if jobs == ["enter_atomic"]:
+        later = later_tasks(running)
+        if sessions and not later and left(running) == sessions:
+            later = "later tasks run in it"
+        text = "; ".join(filter(None, [text, later]))
+    return text
+
+
+def later_tasks(running: Worker) -> str:
     failed = ["raised" in running.perform("query") for _ in range(3)]
-    if not any(failed):
-        return text
-    when = "once the server has ended it, " if sessions else ""
-    then = "each later task fails" if all(failed) else "the next task fails"
-    return f"{text}, and {when}{then if running.is_alive() else 'the worker ends'}"
+    if not running.is_alive():
+        return "the worker ends"
+    return "later tasks fail" if all(failed) else "the next task fails" if any(failed) else ""
 
 
-def measure_all(run: Callable[..., Any], framework: str) -> dict[str, list[str]]:
-    """Return a cell for each case and each cure."""
-    cells: dict[str, list[str]] = {}
+def measure(run: Callable[..., Any], framework: str) -> dict[str, list[str]]:
+    """Return the rows of a framework's table, with a cell for each cure."""
+    table: dict[str, list[str]] = {}
     for cure in CURES:
-        if cure == "own" and not FRAMEWORKS[framework].has_own_cure:
-            for row in cells.values():
-                row.append("–")
-            continue
-        with run(framework, cure, "0") as running:
-            for case, jobs in CASES.items():
-                if case != "is a coroutine that queries" or FRAMEWORKS[framework].coroutines:
-                    cells.setdefault(case, []).append(measure(running, jobs))
-        with run(framework, cure, "None") as running:
-            cells.setdefault(PERSISTENT, []).append(measure(running, ["query"]))
-    return cells
+        for age, rows in ROWS.items():
+            rows = {
+                label: jobs
+                for label, jobs in rows.items()
+                if jobs != ["coroutine"] or FRAMEWORKS[framework].coroutines
+            }
+            if cure == "own" and not FRAMEWORKS[framework].has_own_cure:
+                cells = dict.fromkeys(rows, "–")
+            else:
+                with run(framework, cure, age) as running:
+                    cells = {label: left_by(running, jobs) for label, jobs in rows.items()}
+            for label, cell in cells.items():
+                table.setdefault(label, []).append(cell)
+    return table
 
 
 def main() -> None:
@@ -115,9 +130,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             for framework in sys.argv[1:] or FRAMEWORKS:
                 package = FRAMEWORKS[framework].package
-                name = f"{framework}, {package} {version(package)}"
-                for case, cells in measure_all(run, framework).items():
-                    print(f"| {' | '.join([name, case, *cells])} |", flush=True)
+                print(f"\n### {framework}: {package} {version(package)}\n")
+                print("| the task | Django alone | the app | its own cure | one line |")
+                print("|---|---|---|---|---|")
+                for label, cells in measure(run, framework).items():
+                    print(f"| {' | '.join([label, *cells])} |", flush=True)
         observer.close()
 
 

@@ -6,11 +6,14 @@ from tests.settings import ADDRESS, env
 FRAMEWORK = env("FRAMEWORK", default="")
 # "alone", "app", "own" (the framework's own cure) or "line" (the app and our one line).
 CURE = env("CURE", default="line")
+NAMESPACE = env("NAMESPACE", default="default")
 
 APPS = {
     "huey": ["huey.contrib.djhuey"],
+    "dramatiq": ["django_dramatiq"],
     "procrastinate": ["procrastinate.contrib.django"],
     "django_tasks": ["django_tasks_db"],
+    "django_tasks_rq": ["django_tasks", "django_rq"],
 }
 INSTALLED_APPS = [
     *(["conn_guard"] if CURE in ("app", "line") else []),
@@ -35,5 +38,31 @@ HUEY = {
     "immediate": False,
     "consumer": {"initial_delay": 0.05, "max_delay": 0.05},
 }
+DRAMATIQ_MIDDLEWARE = {
+    # What django-dramatiq does by default, in its order.
+    "own": [
+        "django_dramatiq.middleware.AdminMiddleware",
+        "django_dramatiq.middleware.DbConnectionsMiddleware",
+    ],
+    "line": ["django_dramatiq.middleware.AdminMiddleware"],
+}
+DRAMATIQ_BROKER = {
+    "BROKER": "dramatiq.brokers.redis.RedisBroker",
+    "OPTIONS": {"url": env("REDIS_URL", default=""), "namespace": NAMESPACE},
+    "MIDDLEWARE": [
+        *(["conn_guard.contrib.dramatiq.ConnectionGuardMiddleware"] if CURE == "line" else []),
+        "dramatiq.middleware.AsyncIO",
+        "dramatiq.middleware.TimeLimit",
+        "dramatiq.middleware.Retries",
+        *DRAMATIQ_MIDDLEWARE.get(CURE, []),
+    ],
+}
 PROCRASTINATE_DATABASE_ALIAS = "queue"
-TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}}
+BACKENDS = {"django_tasks_rq": "django_tasks_rq.RQBackend"}
+TASKS = {
+    "default": {
+        "BACKEND": BACKENDS.get(FRAMEWORK, "django_tasks_db.DatabaseBackend"),
+        "QUEUES": [] if FRAMEWORK != "django_tasks_rq" else [NAMESPACE],
+    },
+}
+RQ_QUEUES = {NAMESPACE: {"URL": env("REDIS_URL", default="")}}

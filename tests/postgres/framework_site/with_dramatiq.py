@@ -1,28 +1,14 @@
 """Dramatiq's actors; ``dramatiq`` loads this module."""
 
-import os
-
 import django
 import dramatiq
-from django.conf import settings
-from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import AsyncIO
-
-from tests.postgres.framework_site import outcomes
+from django.db import connection
 
 django.setup()
 
-broker = RedisBroker(url=os.environ["REDIS_URL"], namespace=os.environ["NAMESPACE"])
-broker.add_middleware(AsyncIO())
-if settings.CURE == "own":
-    from django_dramatiq.middleware import DbConnectionsMiddleware
+from django_dramatiq.models import Task  # noqa: E402
 
-    broker.add_middleware(DbConnectionsMiddleware())
-if settings.CURE == "line":
-    from conn_guard.contrib.dramatiq import ConnectionGuardMiddleware
-
-    broker.add_middleware(ConnectionGuardMiddleware())
-dramatiq.set_broker(broker)
+from tests.postgres.framework_site import outcomes  # noqa: E402
 
 
 @dramatiq.actor(max_retries=0)
@@ -33,6 +19,12 @@ def perform(name: str, path: str) -> None:
 @dramatiq.actor(max_retries=0)
 async def aperform(name: str, path: str) -> None:
     await outcomes.aperform(name, path)
+
+
+def prepare() -> None:
+    """Make the table of django-dramatiq, without its migrations."""
+    with connection.schema_editor() as editor:
+        editor.create_model(Task)
 
 
 def send(name: str, path: str) -> None:

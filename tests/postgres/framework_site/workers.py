@@ -42,7 +42,7 @@ FRAMEWORKS = {
         "dramatiq",
         "dramatiq",
         f"dramatiq {SITE}.with_dramatiq --processes 1 --threads 1",
-        ("dramatiq", "redis"),
+        ("django_dramatiq", "redis"),
         coroutines=True,
         has_own_cure=True,
     ),
@@ -58,6 +58,13 @@ FRAMEWORKS = {
         "django_tasks",
         "django db_worker --interval 0.1 --no-startup-delay --no-reload",
         ("django_tasks_db",),
+        coroutines=True,
+    ),
+    "Django Tasks on RQ": Framework(
+        "django-tasks-rq",
+        "django_tasks_rq",
+        "django rqworker --worker-class rq.SimpleWorker --job-class django_tasks_rq.Job {name}",
+        ("django_tasks_rq", "redis"),
         coroutines=True,
     ),
     "APScheduler": Framework("apscheduler", "apscheduler", "", ("apscheduler",)),
@@ -149,7 +156,7 @@ def worker(
             running.processes.append(process)
             return process
 
-        command = FRAMEWORKS[framework].command.format(port=port)
+        command = FRAMEWORKS[framework].command.format(port=port, name=name)
         running.sender = start(f"{SITE}.send", "framework_site_sender" if command else name)
         assert running.sender.stdout
         assert running.sender.stdout.readline() == b"ready\n", running.log()
