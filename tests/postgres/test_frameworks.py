@@ -4,12 +4,9 @@ a session behind, and every next task works.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib.util import find_spec
-
 import pytest
 
-from tests.postgres.framework_site.workers import FRAMEWORKS, Worker, worker
+from tests.postgres.framework_site.workers import FRAMEWORKS, worker
 from tests.support.polling import until
 
 JOBS = ["query", "fail", "start_thread", "copies", "begin"]

@@ -14,7 +14,7 @@ from conn_guard.connections import ownership
 from conn_guard.connections.jobs import JobScope
 
 
-class ConnectionGuardMiddleware(Middleware):
+class ConnectionGuardMiddleware(Middleware):  # type: ignore[misc]  # Any where Dramatiq is absent
     """Closes the connections of a message, and rolls back a transaction that it left open."""
 
     def __init__(self) -> None:

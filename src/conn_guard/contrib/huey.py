@@ -1,8 +1,8 @@
 """Huey: importing this module closes a task's connections when the task ends, in every worker.
 
-Huey's own ``db_task`` leaves open what ``CONN_MAX_AGE`` keeps, a ``connection.copy()``, and an atomic
-block that a timeout interrupted. This module wraps, once, the method that executes a task. In
-immediate mode a task runs inside its caller, and nothing is closed.
+Huey's own ``db_task`` leaves open what ``CONN_MAX_AGE`` keeps and a ``connection.copy()``, and an
+atomic block that a timeout interrupted breaks every later task of the thread. In immediate mode a
+task runs inside its caller, and nothing is closed.
 """
 
 from __future__ import annotations
@@ -33,5 +33,6 @@ def _closing(execute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 ownership.watch()
+# Huey's hooks don't run for every end of a task, and each instance has its own.
 if not hasattr(Huey.execute, "closes_connections"):
     Huey.execute = _closing(Huey.execute)

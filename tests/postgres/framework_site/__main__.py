@@ -40,16 +40,19 @@ ROWS: dict[str, dict[str, list[str] | None]] = {
         "the same, and the server ends the session": None,
     },
 }
+HEAD = ["| the task | Django alone | the app | its own cure | one line |", "|---|---|---|---|---|"]
 CURES = ("alone", "app", "own", "line")
 
 
 def left(running: Worker) -> dict[int, str]:
     """Return the backend pids of the sessions that stay for a second, and the state of each.
 
-    Some workers query now and then: a session whose state changes meanwhile counts as idle.
+    Some workers query now and then: a session whose state changes meanwhile counts as idle. The
+    first look waits for what a worker does after a task.
     """
+    threading.Event().wait(0.5)
     staying = dict(running.sessions())
-    for _ in range(4):
+    for _ in range(2):
         threading.Event().wait(0.25)
         now = dict(running.sessions())
         staying = {
@@ -96,7 +99,7 @@ def measure(run: Callable[..., Any], framework: str) -> dict[str, list[str]]:
                 if jobs != ["coroutine"] or FRAMEWORKS[framework].coroutines
             }
             if cure == "own" and not FRAMEWORKS[framework].has_own_cure:
-                cells = dict.fromkeys(rows, "–")
+                cells = dict.fromkeys(rows, "-")
             else:
                 with run(framework, cure, age) as running:
                     cells = {label: left_by(running, jobs) for label, jobs in rows.items()}
@@ -130,11 +133,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             for framework in sys.argv[1:] or FRAMEWORKS:
                 package = FRAMEWORKS[framework].package
-                print(f"\n### {framework}: {package} {version(package)}\n")
-                print("| the task | Django alone | the app | its own cure | one line |")
-                print("|---|---|---|---|---|")
+                rows = [f"### {framework}: {package} {version(package)}", "", *HEAD]
                 for label, cells in measure(run, framework).items():
-                    print(f"| {' | '.join([label, *cells])} |", flush=True)
+                    rows.append(f"| {' | '.join([label, *cells])} |")
+                sys.stdout.write("\n".join([*rows, "", ""]))
+                sys.stdout.flush()
         observer.close()
 
 

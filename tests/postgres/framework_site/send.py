@@ -4,14 +4,14 @@ import sys
 from importlib import import_module
 
 import django
+from django.conf import settings
 
 django.setup()
-
-from django.conf import settings  # noqa: E402
 
 framework = import_module(f"tests.postgres.framework_site.with_{settings.FRAMEWORK}")
 if hasattr(framework, "prepare"):
     framework.prepare()
-print("ready", flush=True)
+sys.stdout.write("ready\n")
+sys.stdout.flush()
 for line in sys.stdin:
     framework.send(*line.split())

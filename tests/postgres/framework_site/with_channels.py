@@ -4,9 +4,6 @@ import os
 import socket
 
 import django
-
-django.setup()
-
 from asgiref.sync import sync_to_async
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer, WebsocketConsumer
@@ -18,6 +15,8 @@ from wsproto.events import AcceptConnection, Request, TextMessage
 
 from conn_guard import closing_connections
 from tests.postgres.framework_site import outcomes
+
+django.setup()
 
 PORT = int(os.environ["PORT"])
 cure = closing_connections if settings.CURE == "line" else lambda function: function

@@ -2,13 +2,13 @@
 
 import django
 import dramatiq
+from django.apps import apps
 from django.db import connection
 
+from tests.postgres.framework_site import outcomes
+
+# An actor needs the broker, which django-dramatiq makes.
 django.setup()
-
-from django_dramatiq.models import Task  # noqa: E402
-
-from tests.postgres.framework_site import outcomes  # noqa: E402
 
 
 @dramatiq.actor(max_retries=0)
@@ -24,7 +24,7 @@ async def aperform(name: str, path: str) -> None:
 def prepare() -> None:
     """Make the table of django-dramatiq, without its migrations."""
     with connection.schema_editor() as editor:
-        editor.create_model(Task)
+        editor.create_model(apps.get_model("django_dramatiq", "Task"))
 
 
 def send(name: str, path: str) -> None:
