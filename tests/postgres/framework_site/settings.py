@@ -58,11 +58,10 @@ DRAMATIQ_BROKER = {
     ],
 }
 PROCRASTINATE_DATABASE_ALIAS = "queue"
-BACKENDS = {"django_tasks_rq": "django_tasks_rq.RQBackend"}
-TASKS = {
-    "default": {
-        "BACKEND": BACKENDS.get(FRAMEWORK, "django_tasks_db.DatabaseBackend"),
-        "QUEUES": [] if FRAMEWORK != "django_tasks_rq" else [NAMESPACE],
-    },
+BACKENDS = {
+    "django_tasks": {"BACKEND": "django_tasks_db.DatabaseBackend"},
+    "django_tasks_rq": {"BACKEND": "django_tasks_rq.RQBackend", "QUEUES": [NAMESPACE]},
 }
+if FRAMEWORK in BACKENDS:
+    TASKS = {"default": BACKENDS[FRAMEWORK]}
 RQ_QUEUES = {NAMESPACE: {"URL": env("REDIS_URL", default="")}}

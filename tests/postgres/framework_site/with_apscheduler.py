@@ -7,7 +7,8 @@ from conn_guard import closing_connections
 from tests.postgres.framework_site import outcomes
 
 cure = closing_connections if settings.CURE == "line" else lambda function: function
-scheduler = BackgroundScheduler(timezone="UTC")
+# One thread: the next job runs where the last one did.
+scheduler = BackgroundScheduler({"apscheduler.executors.default": {"type": "threadpool", "max_workers": "1"}}, timezone="UTC")
 
 
 @cure
