@@ -40,6 +40,15 @@ def test_no_task_leaves_a_session(start, framework):
             assert "returned" in running.perform("query"), running.log()
 
 
+@pytest.mark.parametrize("worker_type", ["process", "greenlet"])
+def test_hueys_other_workers_leave_no_session_either(start, worker_type):
+    pytest.importorskip("gevent")
+    with start("Huey", CURE="line", HUEY_WORKER_TYPE=worker_type) as running:
+        for job in ("copies", "enter_atomic", "query"):
+            assert "returned" in running.perform(job), running.log()
+            until(lambda: not running.sessions())
+
+
 @pytest.mark.parametrize("framework", ["Huey", "Dramatiq"])
 def test_without_the_line_a_worker_keeps_its_session_and_fails_for_good_once_it_is_ended(
     start, framework

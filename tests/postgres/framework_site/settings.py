@@ -36,7 +36,11 @@ HUEY = {
     "name": "framework_site",
     "filename": env("FOLDER", default="/tmp") + "/huey.db",
     "immediate": False,
-    "consumer": {"initial_delay": 0.05, "max_delay": 0.05},
+    "consumer": {
+        "worker_type": env("HUEY_WORKER_TYPE", default="thread"),
+        "initial_delay": 0.05,
+        "max_delay": 0.05,
+    },
 }
 DRAMATIQ_MIDDLEWARE = {
     # What django-dramatiq does by default, in its order.

@@ -1,5 +1,6 @@
 """APScheduler's jobs; the scheduler runs in the program that adds them, as it does in a project."""
 
+from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 from django.conf import settings
 
@@ -8,7 +9,7 @@ from tests.postgres.framework_site import outcomes
 
 cure = closing_connections if settings.CURE == "line" else lambda function: function
 # One thread: the next job runs where the last one did.
-scheduler = BackgroundScheduler({"apscheduler.executors.default": {"type": "threadpool", "max_workers": "1"}}, timezone="UTC")
+scheduler = BackgroundScheduler(executors={"default": ThreadPoolExecutor(1)}, timezone="UTC")
 
 
 @cure
