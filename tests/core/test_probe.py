@@ -113,7 +113,8 @@ def test_sessions_that_the_second_round_does_not_use_leak():
 
 
 def test_a_leak_that_the_collector_ends_in_the_second_round_is_one():
-    report = judged(*(once(pid, 0.5, closed=5.6) for pid in range(3)))
+    second = [once(10 + pid, 5.3, closed=5.6) for pid in range(3)]
+    report = judged(*(once(pid, 0.5, closed=5.6) for pid in range(3)), *second)
     assert (report.verdict, report.leaked, report.left) == (Verdict.LEAKS, 3, 0)
     assert report.why.endswith("; 3 of them have ended since, unused")
 
@@ -128,6 +129,13 @@ def test_open_transactions_of_kept_sessions_are_told():
     report = judged(*(life(pid, 0.2, 0.9, 5.4, state=state) for pid in range(3)))
     assert report.verdict is Verdict.KEEPS
     assert report.why.endswith("; 3 of them in an open transaction")
+
+
+def test_a_pool_may_have_more_sessions_than_the_second_round_uses():
+    pool = [life(1, 0.2, 0.9, 5.5), *(once(pid, 0.5) for pid in range(2, 5))]
+    report = judged(*pool)
+    assert (report.verdict, report.leaked, report.reused) == (Verdict.KEEPS, 0, 1)
+    assert judged(*pool, once(9, 5.5, closed=5.7)).verdict is Verdict.LEAKS
 
 
 def test_sessions_that_conn_max_age_replaces_are_kept():
@@ -178,7 +186,7 @@ def test_sessions_of_the_second_round_alone_prove_nothing():
 def test_what_others_leave_in_a_rest_is_taken_off():
     others = [once(pid, 2 + pid / 10) for pid in range(1, 29)]
     assert judged(once(90, 0.5), once(91, 0.6), *others).verdict is Verdict.UNCLEAR
-    leak = [once(100 + pid, 0.5) for pid in range(80)]
+    leak = [once(100 + pid, 0.5) for pid in range(80)] + [once(300, 5.5)]
     report = judged(*leak, *others)
     assert report.verdict is Verdict.LEAKS
     assert "other traffic explains about 19 of them" in report.why

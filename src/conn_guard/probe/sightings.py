@@ -77,11 +77,14 @@ class Sightings:
         """Return the sessions that the first round opened and nothing used again.
 
         One that has ended meanwhile counts if it was used for at most *longest*, which is one
-        request: Python's garbage collector ended it, late. None before the second round is over.
+        request: Python's garbage collector ended it, late. None before the second round is over,
+        and none if that opened no session: it took them from a pool that has more than it needs.
         """
         rested = self.marks.get((Mark.RESTED, 1))
-        quiet = self.marks.get((Mark.QUIET, 1))
-        if rested is None or quiet is None or (Mark.QUIET, 2) not in self.marks:
+        quiet, second = self.marks.get((Mark.QUIET, 1)), self.marks.get((Mark.QUIET, 2))
+        if rested is None or quiet is None or second is None:
+            return []
+        if not any(rested.at < opened(row) <= second.at for row in self.last_rows.values()):
             return []
         there = self.latest.by_key
         return [
