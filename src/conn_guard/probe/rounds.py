@@ -253,9 +253,14 @@ def _rest(number: int, seconds: float, seen: Sightings, watcher: _Watcher, stop:
 def _ticker(
     progress: Progress | None, target: Target, mode: Mode, rounds: Sequence[Answers], due: int
 ) -> Callable[[], None]:
+    told = -1
+
     def tick() -> None:
-        if progress is not None:
-            progress(target, mode, sum(each.sent for each in rounds), due)
+        nonlocal told
+        done = sum(each.sent for each in rounds)
+        if progress is not None and done != told:
+            progress(target, mode, done, due)
+        told = done
 
     return tick
 
