@@ -185,7 +185,7 @@ def test_a_url_that_closes_its_sessions_is_clean(site: WebServer, own):
 def test_a_pool_keeps_its_sessions_and_is_no_leak(site: WebServer, own):
     run = probe(site.url("/keeps"), **own)
     assert (run.exit_code, run.only["verdict"], run.only["leaked"]) == (0, "keeps", 0)
-    assert run.only["reused"] == run.only["left"] > 0
+    assert 0 < run.only["reused"] <= run.only["left"]
 
 
 def test_sessions_left_in_a_transaction_are_counted_apart(site: WebServer, own):
