@@ -13,8 +13,6 @@ from conn_guard.sessions.render.metrics import render_metrics
 from conn_guard.sessions.report import Exit, Report, Status
 from tests.core.test_report import DRY, NAUGHTY, REPORT
 
-pytestmark = pytest.mark.django_db(transaction=True)
-
 
 @pytest.fixture
 def check(needs_program):
@@ -31,6 +29,7 @@ def check(needs_program):
     return run
 
 
+@pytest.mark.django_db(transaction=True)
 def test_the_reapers_file(check, tmp_path):
     path = tmp_path / "idle_reaper.prom"
     arguments = ("--database", "default", "--idle-for", "1d", "--metrics-file", str(path))
@@ -41,6 +40,7 @@ def test_the_reapers_file(check, tmp_path):
     assert "conn_guard_reaper_last_success_timestamp_seconds" in path.read_text()
 
 
+@pytest.mark.django_db(transaction=True)
 def test_the_reports_format(check):
     out = io.StringIO()
     call_command("conn_report", "--format", "prometheus", stdout=out)
