@@ -338,6 +338,7 @@ def test_a_receiver_that_fails_neither_raises_nor_counts(any_alias, monkeypatch,
 def test_a_close_that_fails_counts(any_alias, monkeypatch):
     query(any_alias)
     wrapper = connections[any_alias]
+    raw = wrapper.connection
 
     def fail(self):
         raise DatabaseError("the close failed")
@@ -346,5 +347,5 @@ def test_a_close_that_fails_counts(any_alias, monkeypatch):
         patch.setattr(type(wrapper), "_close", fail)
         with pytest.raises(DatabaseError):
             wrapper.close()
-    gc.collect()
+    raw.close()
     reaches(any_alias, 1, django=1)
