@@ -221,6 +221,18 @@ def test_a_pools_connection_with_a_dropped_wrapper_goes_back(pooled):
     assert counts(alias)[1] == {}
 
 
+def test_a_pools_ended_connection_is_replaced(pooled, ask_to_end, caplog):
+    # A kept record of the pool's log keeps the connection.
+    caplog.set_level(logging.CRITICAL, "psycopg.pool")
+    alias = pooled(OURS, max_size=1)
+    query(alias)
+    connections[alias].close()
+    ask_to_end(alias)
+    query(alias)
+    reaches(alias, 2, django=1)
+    assert total("replaced", alias) == 1
+
+
 def test_sqlite_is_counted(make_alias, tmp_path, worker):
     alias = make_alias(ENGINE="django.db.backends.sqlite3", NAME=str(tmp_path / "db"), OPTIONS={})
     worker(query, alias)
@@ -325,6 +337,17 @@ def test_a_listener_is_told_of_each_event_and_may_fail(any_alias, listened, capl
     assert 0 <= used.seconds < 60
     assert ("created" in kinds) == (connections[any_alias].settings_dict["ENGINE"] == OURS)
     assert f"An event of the connection {any_alias!r} was not told." in caplog.text
+
+
+def test_the_writer_ends_when_no_event_is_pending(any_alias, listened):
+    counts_here = events._current()
+    until(lambda: not counts_here.has_writer)
+    counts_here.has_writer = True
+    events.report("held_too_long", any_alias)
+    events._write(counts_here)
+    assert not counts_here.has_writer
+    assert total("held_too_long", any_alias) == 1
+    assert listened == [("held_too_long", any_alias, "", 0.0)]
 
 
 def test_a_receiver_that_fails_neither_raises_nor_counts(any_alias, monkeypatch, caplog):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from django.db import OperationalError, connections
 
-from conn_guard.connections import events
+from conn_guard.connections import events, tracking
 from tests.support.polling import until
 from tests.support.programs import free_port
 
@@ -25,14 +25,17 @@ NAMES = {
 }
 
 
-@pytest.fixture
-def registry(listened):
-    """A registry with the collector that one process has."""
+@pytest.fixture(params=["one process", "several processes"])
+def registry(request, listened):
+    """A registry with the metrics that a process of one, or of several, has."""
     prometheus_client = pytest.importorskip("prometheus_client")
     from conn_guard.contrib.prometheus import metrics
 
     registry = prometheus_client.CollectorRegistry(auto_describe=True)
-    registry.register(metrics._Connections())
+    if request.param == "one process":
+        registry.register(metrics._Connections())
+    else:
+        tracking.start(metrics._written_to_files(registry))
     return registry
 
 
@@ -41,6 +44,7 @@ def samples(registry):
         sample.name: set(sample.labels)
         for family in registry.collect()
         for sample in family.samples
+        if not sample.name.endswith("_created")
     }
 
 
@@ -101,7 +105,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         env={
-            **{key: value for key, value in os.environ.items() if not key.startswith("COV")},
+            **os.environ,
             "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
             "DJANGO_SETTINGS_MODULE": "tests.settings",
             **environment,

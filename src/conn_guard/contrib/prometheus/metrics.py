@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 
 from django.conf import settings
-from prometheus_client import REGISTRY, Counter, Gauge
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.values import ValueClass
@@ -31,7 +31,7 @@ _COUNTERS: Mapping[events.Kind, tuple[str, tuple[str, ...]]] = {
 def register() -> None:
     """Add the metrics to the default registry, once, and count from now on."""
     if ValueClass._multiprocess:
-        tracking.start(_written_to_files())
+        tracking.start(_written_to_files(REGISTRY))
     else:
         tracking.start()
         REGISTRY.register(_Connections())
@@ -65,12 +65,12 @@ class _Connections(Collector):
             yield family
 
 
-def _written_to_files() -> Callable[[events.Event], None]:
+def _written_to_files(registry: CollectorRegistry) -> Callable[[events.Event], None]:
     """Return a listener that adds each event to prometheus_client's own metrics."""
     # Live: prometheus_client forgets the file of a process that ended.
-    gauge = Gauge(*_OPEN, ["alias"], multiprocess_mode="livesum")
+    gauge = Gauge(*_OPEN, ["alias"], multiprocess_mode="livesum", registry=registry)
     counters = {
-        kind: Counter(name, events.MEANINGS[kind], labels)
+        kind: Counter(name, events.MEANINGS[kind], labels, registry=registry)
         for kind, (name, labels) in _COUNTERS.items()
     }
 
