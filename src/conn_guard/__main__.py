@@ -24,7 +24,8 @@ usage: conn-guard [--dsn DSN] COMMAND [OPTION...]
   report   show which applications hold the sessions of a server, as conn_report does
   reap     end sessions that have been idle for too long, as idle_reaper does
   advise   print the SQL by which the server does this itself
-  check    check the server's settings and the role, as manage.py check --deploy does
+  check    check the server's settings and the role, as manage.py check --deploy does;
+           check ID explains the check of that id, such as E101, and needs no server
   probe    find the URL that leaks, as leak_probe does
 
 The server is the one of --dsn, of DATABASE_URL, or of libpq's PG* variables and service files.
@@ -71,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"conn-guard reads no project. Run manage.py {command} in the project.")
     if command == "leak_probe" and not find_spec("conn_guard.management.commands.leak_probe"):
         _fail(f"conn_guard {__version__} has no leak_probe.")
+    if name == "check" and options and not options[0].startswith("-"):
+        _explain(options)
+        return
     _configure(known.dsn, os.environ)
     if name == "check" and not {"-h", "--help"}.intersection(options):
         _refuse_silence()
@@ -108,6 +112,16 @@ def _command(name: str) -> BaseCommand:
     command: Any = load_command_class("django.core" if name == "check" else "conn_guard", name)
     command.idle_reaper = "conn-guard reap"
     return command  # type: ignore[no-any-return]
+
+
+def _explain(ids: Sequence[str]) -> None:
+    """Print the paragraphs about the checks *ids*."""
+    from conn_guard.checks.page import explain
+
+    try:
+        sys.stdout.write("\n".join(map(explain, ids)))
+    except LookupError as error:
+        _fail(str(error.args[0]))
 
 
 def _refuse_silence() -> None:
