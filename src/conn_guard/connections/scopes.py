@@ -97,7 +97,8 @@ class RequestScope:
         A connection that was in a transaction before the request is left alone.
         """
         self.ended = True
-        if not self.opened and not self.found:
+        # Most requests open nothing and leave no transaction open.
+        if not self.opened and (not self.found or not self._is_work_left()):
             return
         here = threading.get_ident()
         opened = [wrapper for wrapper, ident in self._opened() if ident == here]
@@ -123,6 +124,14 @@ class RequestScope:
                 closing.close_if_unusable_or_obsolete(wrapper)
             else:
                 closing.close(wrapper, self.reason)
+
+    def _is_work_left(self) -> bool:
+        if self.close_found:
+            return True
+        for wrapper in self.found:
+            if wrapper.connection is not None and in_transaction(wrapper):
+                return True
+        return False
 
     async def aend(self) -> None:
         """End on the event loop's thread and on the thread of the request's synchronous code.
