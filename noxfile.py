@@ -101,7 +101,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def pictures(session: nox.Session) -> None:
-    """draw what is in docs/images: demo.svg and watch.svg from runs, the others from their text"""
+    """draw what is in docs/images: demo, watch and admin from runs, the others from their text"""
     install(session, "test")
     session.run("python", "-m", "tools.pictures")
     picture = HERE / "docs" / "images" / "demo.svg"
@@ -110,6 +110,7 @@ def pictures(session: nox.Session) -> None:
     session.run("python", *demo, "--picture", str(picture))
     watched = picture.with_name("watch.svg")
     session.run("python", "example_project/manage.py", "picture_watch", str(watched))
+    session.run("python", "example_project/manage.py", "picture_admin", str(picture.parent))
 
 
 @nox.session

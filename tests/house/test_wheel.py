@@ -94,6 +94,18 @@ def test_the_wheel_holds_the_package_alone(built):
     assert {"conn_guard/py.typed", "conn_guard/management/commands/idle_reaper.py"} <= set(names)
 
 
+def test_the_wheel_holds_the_files_of_the_admin_page(built):
+    (wheel,) = built.glob("*.whl")
+    source = ROOT / "src"
+    files = {
+        str(each.relative_to(source))
+        for suffix in ("html", "css", "js")
+        for each in source.glob(f"conn_guard/contrib/admin/**/*.{suffix}")
+    }
+    assert len(files) >= 3
+    assert files <= set(zipfile.ZipFile(wheel).namelist())
+
+
 def test_the_sdist_holds_the_package_and_its_papers_alone(built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
