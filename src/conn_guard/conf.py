@@ -149,8 +149,9 @@ def _load() -> tuple[Settings, list[Problem]]:
 
 
 def _raw() -> object:
-    # Each request asks, and Django is slow for an absent setting, because it raises.
-    module: Any = django_settings._wrapped
+    # Each request asks. Django is slow for an absent setting, because it raises, and its own way
+    # to ``_wrapped`` passes through a method.
+    module: Any = object.__getattribute__(django_settings, "_wrapped")
     if type(module) is DjangoSettings and "CONN_GUARD" not in vars(module):
         return _ABSENT
     return getattr(django_settings, "CONN_GUARD", _ABSENT)

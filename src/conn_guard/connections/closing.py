@@ -68,6 +68,10 @@ def in_transaction(wrapper: BaseDatabaseWrapper) -> bool:
     if wrapper.in_atomic_block or wrapper.autocommit != wrapper.settings_dict["AUTOCOMMIT"]:
         return True
     raw: Any = wrapper.connection
+    # psycopg 3 makes an object for each ``info``, and every request asks.
+    pgconn = getattr(raw, "pgconn", None)
+    if pgconn is not None:
+        return pgconn.transaction_status in (2, 3)
     status = getattr(getattr(raw, "info", None), "transaction_status", None)
     return status in (2, 3) if status is not None else getattr(raw, "in_transaction", False) is True
 
@@ -127,9 +131,18 @@ def close_if_unusable_or_obsolete(wrapper: Any) -> None:
     wrapper.conn_guard_reason = "django"
 
 
+def current() -> list[BaseDatabaseWrapper]:
+    """Return this thread's or context's connections.
+
+    Django's ``connections.all(initialized_only=True)`` looks for each of them twice.
+    """
+    found = (getattr(connections._connections, alias, None) for alias in connections)
+    return [wrapper for wrapper in found if wrapper is not None]
+
+
 def is_current(wrapper: BaseDatabaseWrapper) -> bool:
     """Return whether *wrapper* is this thread's or context's connection of its alias."""
-    return any(current is wrapper for current in connections.all(initialized_only=True))
+    return any(each is wrapper for each in current())
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

@@ -7,6 +7,7 @@ waits for the lock may hold the lock of a log handler.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
@@ -20,7 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.core import signals
 from django.db import Error, InterfaceError, ProgrammingError
 from django.db import connections as django_connections
-from django.db.backends.base.base import NO_DB_ALIAS
+from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
+from django.db.backends.postgresql.base import DatabaseWrapper as DjangosWrapper
+from django.utils.asyncio import async_unsafe
 
 from conn_guard import conf
 from conn_guard.connections import closing, events, ownership, scopes
@@ -73,6 +76,22 @@ _CONNECT_ATTEMPTS = 3
 _getpid = os.getpid
 _monotonic = time.monotonic
 _get_ident = threading.get_ident
+_get_running_loop = asyncio._get_running_loop
+
+
+def _if_djangos(method: Any) -> Any:
+    """Return *method* if ``async_unsafe`` made it, and None if a tool has replaced Django's."""
+    djangos = async_unsafe(_if_djangos).__code__
+    return method if getattr(method, "__code__", None) is djangos else None
+
+
+# A tool may replace methods in Django's classes, before or after this import. Ours call those.
+_ensure_connection = _if_djangos(BaseDatabaseWrapper.ensure_connection)
+_cursor = _if_djangos(BaseDatabaseWrapper.cursor)
+_commit = _if_djangos(BaseDatabaseWrapper.commit)
+_create_cursor = _if_djangos(DjangosWrapper.create_cursor)
+_commit_here = getattr(_commit, "__wrapped__", None)
+_create_cursor_here = getattr(_create_cursor, "__wrapped__", None)
 
 
 class GuardedWrapper(_Base):
@@ -206,6 +225,16 @@ class GuardedWrapper(_Base):
                 now = _monotonic()
                 if lease.pid != _getpid():
                     self.leave_to_parent()
+                elif (
+                    now - lease.used_at <= lease.check_after_s
+                    and self.connection is not None
+                    and not self.errors_occurred
+                    and _get_running_loop() is None
+                    # pytest-django replaces it in tests that may not use the database.
+                    and BaseDatabaseWrapper.ensure_connection is _ensure_connection
+                ):
+                    lease.used_at = now
+                    return
                 elif not self.in_atomic_block and (
                     self.errors_occurred or now - lease.used_at > lease.check_after_s
                 ):
@@ -248,6 +277,25 @@ class GuardedWrapper(_Base):
         self.close()
         return True
 
+    # Django's test for a running event loop raises and catches an error where none runs. These
+    # three ask more quickly, and leave the rest to Django.
+
+    def cursor(self) -> CursorWrapper:
+        if _get_running_loop() is None and BaseDatabaseWrapper.cursor is _cursor:
+            return self._cursor()
+        return super().cursor()
+
+    def commit(self) -> None:
+        if _get_running_loop() is None and BaseDatabaseWrapper.commit is _commit:
+            _commit_here(self)
+        else:
+            super().commit()
+
+    def create_cursor(self, name: str | None = None) -> Any:
+        if _get_running_loop() is None and DjangosWrapper.create_cursor is _create_cursor:
+            return _create_cursor_here(self, name)
+        return super().create_cursor(name)
+
     def _cursor(self, name: str | None = None) -> CursorWrapper:
         # Django's code and ours in one function, because every query pays for each call.
         with self.lock:
@@ -260,6 +308,7 @@ class GuardedWrapper(_Base):
                 or self.errors_occurred
                 or self.connection is None
                 or lease.pid != _getpid()
+                or BaseDatabaseWrapper.ensure_connection is not _ensure_connection
             ):
                 self.ensure_connection()
                 lease = self.lease
