@@ -35,13 +35,15 @@ def is_lent(wrapper: Any) -> bool:
     )
 
 
-def abandon(wrapper: Any) -> bool:
+def abandon(wrapper: Any, reason: str = "owner") -> bool:
     """Close *wrapper*, whose owner has ended, and return whether it was open.
 
-    It neither raises nor logs, since a finalizer can do neither.
+    It neither raises nor logs, since a finalizer can do neither. *reason* is one of
+    :data:`events.REASONS`.
     """
     if wrapper.connection is None or is_lent(wrapper):
         return False
+    wrapper.conn_guard_reason = reason
     with contextlib.suppress(Exception):
         if wrapper._thread_ident == threading.get_ident():
             wrapper.close()
@@ -98,8 +100,12 @@ def rolled_back_reading(wrapper: BaseDatabaseWrapper) -> bool:
     return True
 
 
-def close(wrapper: BaseDatabaseWrapper) -> None:
-    """Close *wrapper* on its own thread; log an error instead of raising it."""
+def close(wrapper: Any, reason: str) -> None:
+    """Close *wrapper* on its own thread; log an error instead of raising it.
+
+    *reason* is one of :data:`events.REASONS`.
+    """
+    wrapper.conn_guard_reason = reason
     try:
         wrapper.close()
         # After a close inside an atomic block that no code will leave, Django refuses every later
@@ -110,12 +116,15 @@ def close(wrapper: BaseDatabaseWrapper) -> None:
         logger.exception("The connection %r could not be closed.", wrapper.alias)
 
 
-def close_if_unusable_or_obsolete(wrapper: BaseDatabaseWrapper) -> None:
+def close_if_unusable_or_obsolete(wrapper: Any) -> None:
     """Close *wrapper* as Django does at the end of a request; log an error, don't raise it."""
+    wrapper.conn_guard_reason = "request"
     try:
         wrapper.close_if_unusable_or_obsolete()
     except Exception:
         logger.exception("The connection %r could not be closed.", wrapper.alias)
+    # A connection that stays open may be closed for another reason.
+    wrapper.conn_guard_reason = "django"
 
 
 def is_current(wrapper: BaseDatabaseWrapper) -> bool:

@@ -20,6 +20,7 @@ class JobScope(RequestScope):
     """
 
     __slots__ = ()
+    reason = "job"
 
     def __init__(self, name: Callable[[], str]) -> None:
         """Begin a job on this thread; *name* names it."""

@@ -13,7 +13,7 @@ from weakref import ref
 from asgiref.sync import SyncToAsync, sync_to_async
 from django.db import connections
 
-from conn_guard.connections import closing
+from conn_guard.connections import closing, events
 from conn_guard.connections.closing import in_transaction
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class RequestScope:
         "view",
         "waits",
     )
+    reason = "request"
 
     def __init__(
         self,
@@ -110,17 +111,17 @@ class RequestScope:
             if in_transaction(wrapper) and not closing.rolled_back_reading(wrapper):
                 message = "%s left a transaction open on %r; it is rolled back with its connection."
                 logger.warning(message, self.view(), wrapper.alias)
-                closing.close(wrapper)
+                closing.close(wrapper, self.reason)
                 # Closed inside an atomic block it still looks open, and this was its end.
                 self.opened = [each for each in self.opened if each[0]() is not wrapper]
                 self.found.discard(wrapper)
             elif wrapper not in opened:
                 if self.close_found:
-                    closing.close(wrapper)
+                    closing.close(wrapper, self.reason)
             elif self.keep_persistent:
                 closing.close_if_unusable_or_obsolete(wrapper)
             else:
-                closing.close(wrapper)
+                closing.close(wrapper, self.reason)
 
     async def aend(self) -> None:
         """End on the event loop's thread and on the thread of the request's synchronous code.
@@ -168,6 +169,7 @@ class RequestScope:
         if self.finished:
             return
         self.finished = True
+        events.report("never_closed")
         # A thread of its own, because logging in a dying one registers a dummy thread; at exit
         # there may be none.
         with contextlib.suppress(RuntimeError):

@@ -8,7 +8,7 @@ import threading
 import time
 
 from conn_guard import stacks
-from conn_guard.connections import scopes
+from conn_guard.connections import events, scopes
 
 logger = logging.getLogger("conn_guard.leaks")
 
@@ -29,6 +29,7 @@ class Opener:
     def report(self) -> None:
         """Warn that the connection is held too long, and show where it was opened and is held."""
         self.reported = True
+        events.report("held_too_long", self.alias)
         logger.warning(
             "The connection %r to session %d is held for %.1f s by process %d, view %s. "
             "It was opened by:\n%s%s",

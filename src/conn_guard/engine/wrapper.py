@@ -23,7 +23,7 @@ from django.db import connections as django_connections
 from django.db.backends.base.base import NO_DB_ALIAS
 
 from conn_guard import conf
-from conn_guard.connections import closing, ownership, scopes
+from conn_guard.connections import closing, events, ownership, scopes
 from conn_guard.engine import driver, reading, reclaimer
 from conn_guard.engine.cursors import (
     Cursor,
@@ -121,6 +121,7 @@ class GuardedWrapper(_Base):
         return super().pool
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        began_at = _monotonic()
         raw = super().get_new_connection(conn_params)
         driver_connection = driver.wrap(raw)
         if driver_connection.pool is not None:
@@ -130,8 +131,11 @@ class GuardedWrapper(_Base):
                 if not driver_connection.ended_outside_transaction():
                     break
                 driver_connection.give_back()
+                events.report("replaced", self.alias)
                 raw = super().get_new_connection(conn_params)
                 driver_connection = driver.wrap(raw)
+        kind: events.Kind = "created" if driver_connection.pool is None else "waited"
+        events.report(kind, self.alias, seconds=_monotonic() - began_at)
         self.lease = Lease(self, driver_connection, idle_for_s=self._idle_for_s())
         return raw
 
@@ -239,6 +243,8 @@ class GuardedWrapper(_Base):
         lease.replaced = True
         # An open cursor must check before its next statement, even if it was used a moment ago.
         lease.check_after_s = -math.inf
+        self.conn_guard_reason = "replaced"
+        events.report("replaced", self.alias)
         self.close()
         return True
 
@@ -364,7 +370,7 @@ class GuardedWrapper(_Base):
             pinned = bool(self.conn_guard_pins) or lease.driver_connection.has_own_adapters()
             if (pinned or not shared) and lease.holds_state(pinned=pinned):
                 return again_at
-            closing.abandon(self)
+            closing.abandon(self, "idle")
         finally:
             self.lock.release()
         return math.inf
@@ -428,6 +434,7 @@ def _close_raw_transactions(sender: Any, **kwargs: object) -> None:
                 "A request left a transaction open on %r; it is rolled back with its connection."
             )
             logger.warning(message, wrapper.alias)
+            wrapper.conn_guard_reason = "request"
             wrapper.close()
 
 
