@@ -79,9 +79,7 @@ def create(meter_provider: MeterProvider | None) -> None:
         "Requests for a connection that the pool refused or that waited for too long.",
     )
     for kind, name, unit, description in _OURS:
-        meter.create_observable_counter(
-            f"conn_guard.{name}", [_of_events(kind)], unit, description
-        )
+        meter.create_observable_counter(f"conn_guard.{name}", [_of_events(kind)], unit, description)
     histograms = {
         kind: meter.create_histogram(
             f"db.client.connection.{name}",

@@ -56,7 +56,7 @@ _COUNTERS = (
 
 @cache
 def register() -> None:
-    """Add the metrics to the default registry, and count from now on. A second call does nothing."""
+    """Add the metrics to the default registry, once, and count from now on."""
     if ValueClass._multiprocess:
         tracking.start(_written_to_files())
     else:
