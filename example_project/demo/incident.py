@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 
 from demo.meter import Meter
-from demo.prometheus import Prometheus
-from demo.stage import PROJECT, Stage, leashed
+from demo.prometheus import Prometheus, find_programs, run_prometheus
+from demo.stage import PROJECT, Stage, leashed, set_stage
 from demo.traffic import CONCURRENCY, ask, asset_paths
 
 SLOTS_SHORT = "ConnGuardSlotsShort"
@@ -34,8 +36,8 @@ class Event:
     text: str
 
 
-class TooLongError(Exception):
-    """A wait took longer than AT_MOST_SECONDS."""
+class IncidentError(Exception):
+    """An alert did not fire or resolve in time, or the reaper ended."""
 
 
 class Incident:
@@ -53,7 +55,7 @@ class Incident:
         stage.environment["EXAMPLE_METRICS"] = "true"
 
     def run(self) -> None:
-        """Play the incident. Raises TooLongError at a wait that does not end."""
+        """Play the incident. Raises IncidentError."""
         with ExitStack() as stack:
             looking = stack.enter_context(ExitStack())
             looking.enter_context(self._reaper("--dry-run"))
@@ -64,15 +66,15 @@ class Incident:
                 self._until(f"{SLOTS_SHORT} to fire", self._fires(SLOTS_SHORT), traffic)
                 looking.close()
                 stack.enter_context(self._reaper("--idle-for", IDLE_FOR))
-                self._note("first aid: idle_reaper, every five minutes")
+                self._note(f"first aid: idle_reaper every {EVERY}; fewer downloads")
                 trickle = self._trickle(server)
                 self._until(f"{SLOTS_SHORT} to resolve", self._rests(SLOTS_SHORT), trickle)
             with self.stage.serve("middleware") as server:
                 self.prometheus.scrape_web(str(server.url))
                 self._until("Prometheus to scrape the web server", self._knows_web)
-                self._note("the cure: the same downloads with conn_guard's app and middleware")
+                self._note("the cure: conn_guard's app and middleware, and as many downloads")
                 traffic = self._downloads(server, self.cure)
-                self._until("as many downloads as before", self._has_cured, traffic)
+                self._until(f"{NEVER_CLOSED} to fire", self._has_cured, traffic)
                 self._note(f"traffic ends after {self.cure.total()} downloads")
                 self._until(f"{NEVER_CLOSED} to resolve", self._rests(NEVER_CLOSED))
 
@@ -122,7 +124,7 @@ class Incident:
             if is_so():
                 return
             if time.monotonic() > deadline:
-                raise TooLongError(f"Waited {AT_MOST_SECONDS} s for {what}.")
+                raise IncidentError(f"Waited {AT_MOST_SECONDS} s for {what}.")
             meanwhile()
             time.sleep(0.1)
 
@@ -142,4 +144,17 @@ class Incident:
         with leashed(command, log, cwd=PROJECT, env=self.stage.environment) as process:
             yield
             if process.poll() is not None:
-                raise TooLongError(f"idle_reaper ended: {log.read_text().strip()}")
+                raise IncidentError(f"idle_reaper ended: {log.read_text().strip()}")
+
+
+@contextmanager
+def staged_incident(say: Callable[[Event], None]) -> Iterator[Incident]:
+    """Give an incident that is ready to run; *say* gets each of its events."""
+    find_programs()  # before the other preparations take their time
+    with (
+        set_stage() as stage,
+        TemporaryDirectory(prefix="conn_guard-monitor-") as folder,
+        run_prometheus(Path(folder)) as prometheus,
+        Meter(stage) as meter,
+    ):
+        yield Incident(stage, meter, prometheus, say)

@@ -120,7 +120,7 @@ def _stat(prometheus: Prometheus, panel: dict, at: float, high: int) -> Iterator
         shown = {"percentunit": f"{value:.0%}", "s": f"{value:.0f} s"}.get(
             defaults["unit"], f"{value:g}"
         )
-        paint = {"green": "#2b8a3e", "orange": "#d9480f", "red": "#c92a2a"}[colour]
+        paint = {"green": "#2f9e44", "orange": "#e8590c", "red": "#e03131"}[colour]
         yield f'<text x="10" y="{high - 22}" style="font-size:34px;fill:{paint}">{shown}</text>'
 
 
@@ -134,7 +134,7 @@ def _graph(
     custom = panel["fieldConfig"]["defaults"]["custom"]
     is_stacked = custom["stacking"]["mode"] == "normal"
     is_stepped = custom["lineInterpolation"] == "stepAfter"
-    left, right, top, floor = 44, wide - 14, 44, high - 42
+    left, right, top, floor = 44, wide - 14, 44, high - 54
     lows: list[list[float]] = []
     if is_stacked:
         below = [0.0] * max((len(values) for *_, values in found), default=0)
@@ -161,7 +161,7 @@ def _graph(
             f'<text class="soft" x="{x:.1f}" y="{top - 4 - raised}" text-anchor="middle"'
             f' style="font-size:9px">{number + 1}</text>'
         )
-    at = left
+    legend_left, legend_top = left, high - 34
     for index, (name, is_dashed, values) in enumerate(found):
         colour = COLOURS[index % len(COLOURS)]
         step = (right - left) / max(1, len(values) - 1)
@@ -178,14 +178,20 @@ def _graph(
             joined = number > 0 and values[number - 1] is not None
             line += (f"H{x}V{y}" if is_stepped else f"L{x} {y}") if joined else f"M{x} {y}"
             if is_stacked:
-                area += f"M{x} {y}h{step:.1f}V{height(low[number])}H{x}Z"
+                ends_at = round(min(right, x + step), 1)
+                area += f"M{x} {y}H{ends_at}V{height(low[number])}H{x}Z"
         if area:
             yield f'<path d="{area}" fill="{colour}" fill-opacity=".25"/>'
         dash = ' stroke-dasharray="8 6"' if is_dashed else ""
         yield f'<path d="{line}" fill="none" stroke="{colour}" stroke-width="1.8"{dash}/>'
-        yield f'<rect x="{at}" y="{high - 22}" width="10" height="3" fill="{colour}"/>'
-        yield f'<text x="{at + 14}" y="{high - 17}">{escape(name)}</text>'
-        at += 26 + round(6.2 * len(name))
+        needed = 30 + round(6.2 * len(name))
+        if legend_left + needed > wide and legend_left > left:
+            legend_left, legend_top = left, legend_top + 16
+        yield (
+            f'<rect x="{legend_left}" y="{legend_top}" width="10" height="3" fill="{colour}"/>'
+            f'<text x="{legend_left + 14}" y="{legend_top + 5}">{escape(name)}</text>'
+        )
+        legend_left += needed
 
 
 def _nice(highest: float) -> float:

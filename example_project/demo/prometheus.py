@@ -84,6 +84,19 @@ class Prometheus:
         return {each["labels"]["alertname"] for each in alerts if each["state"] == "firing"}
 
 
+def find_programs() -> list[str]:
+    """Return the paths of node exporter and Prometheus. Raises CommandError if one is missing."""
+    found = {name: shutil.which(name) for name in ("prometheus-node-exporter", "prometheus")}
+    for name, path in found.items():
+        if path is None:
+            raise CommandError(
+                f"{name} is not installed: type apt-get install prometheus"
+                " prometheus-node-exporter.",
+                returncode=2,
+            )
+    return list(found.values())
+
+
 @contextmanager
 def run_prometheus(folder: Path) -> Iterator[Prometheus]:
     """Run Prometheus and node exporter on free ports, with their files in *folder*."""
@@ -92,41 +105,35 @@ def run_prometheus(folder: Path) -> Iterator[Prometheus]:
     prometheus.textfiles.mkdir(parents=True)
     (folder / "alerts.yml").write_text(shortened(RULES.read_text(encoding="utf-8")))
     (folder / "prometheus.yml").write_text(CONFIGURATION.format(exporter=exporter))
-    commands = {
-        "prometheus-node-exporter": [
+    node_exporter, program = find_programs()
+    commands = [
+        [
+            node_exporter,
             f"--web.listen-address={exporter}",
             "--web.disable-exporter-metrics",
             "--collector.disable-defaults",
             "--collector.textfile",
             f"--collector.textfile.directory={prometheus.textfiles}",
         ],
-        "prometheus": [
+        [
+            program,
             f"--web.listen-address={server}",
             f"--config.file={folder / 'prometheus.yml'}",
             f"--storage.tsdb.path={folder / 'data'}",
             "--log.level=warn",
         ],
-    }
+    ]
     with ExitStack() as stack:
-        for name, options in commands.items():
-            command = [_program(name), *options]
-            stack.enter_context(leashed(command, folder / f"{name}.log"))
+        for command in commands:
+            log = folder / f"{Path(command[0]).name}.log"
+            stack.enter_context(leashed(command, log))
         deadline = time.monotonic() + STARTS_WITHIN_SECONDS
         while not _answers(f"{prometheus.address}/-/ready"):
             if time.monotonic() > deadline:
-                raise CommandError(_last_line(folder / "prometheus.log"), returncode=2)
+                lines = log.read_text(errors="replace").strip().splitlines()
+                raise CommandError(f"Prometheus did not start: {lines[-1:]}", returncode=2)
             time.sleep(0.1)
         yield prometheus
-
-
-def _program(name: str) -> str:
-    path = shutil.which(name)
-    if path is None:
-        raise CommandError(
-            f"{name} is not installed: type apt-get install prometheus prometheus-node-exporter.",
-            returncode=2,
-        )
-    return path
 
 
 def _answers(url: str) -> bool:
@@ -134,11 +141,6 @@ def _answers(url: str) -> bool:
         return httpx.get(url, timeout=1, trust_env=False).is_success
     except httpx.TransportError:
         return False
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-    return f"Prometheus did not start: {lines[-1]}"
 
 
 def _free_port() -> int:

@@ -3,16 +3,13 @@
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+import httpx
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from demo import panels
-from demo.incident import Event, Incident, TooLongError
-from demo.meter import Meter
-from demo.prometheus import run_prometheus
-from demo.stage import set_stage
+from demo.incident import Event, IncidentError, staged_incident
 
 
 class Command(BaseCommand):
@@ -39,24 +36,16 @@ class Command(BaseCommand):
                 "prometheus-client is not installed: type pip install 'conn-guard[prometheus]'.",
                 returncode=2,
             )
-        with (
-            set_stage() as stage,
-            TemporaryDirectory(prefix="conn_guard-monitor-") as folder,
-            run_prometheus(Path(folder)) as prometheus,
-            Meter(stage) as meter,
-        ):
-            began: list[float] = []
+        began: list[float] = []
 
-            def say(event: Event) -> None:
-                began.append(event.at)
-                seconds = event.at - began[0]
-                used = f"{event.used}/{stage.slots}"
-                self.stdout.write(f"{seconds:5.1f} s  {used:>5} slots  {event.text}")
+        def say(event: Event) -> None:
+            began.append(event.at)
+            self.stdout.write(f"{event.at - began[0]:5.1f} s  {event.used:3} sessions  {event.text}")
 
-            incident = Incident(stage, meter, prometheus, say)
+        with staged_incident(say) as incident:
             try:
                 incident.run()
-            except TooLongError as error:
+            except (IncidentError, httpx.HTTPError) as error:
                 raise CommandError(str(error), returncode=1) from None
             if picture:
-                panels.write(prometheus, incident.events, picture)
+                panels.write(incident.prometheus, incident.events, picture)
