@@ -90,7 +90,7 @@ def _lines(
 def _series(
     prometheus: Prometheus, panel: dict, start: float, end: float
 ) -> list[tuple[str, bool, list[float | None]]]:
-    """Return each series: its name, whether its line is dashed, and a value or None at each step."""
+    """Return of each series the name, whether the line is dashed, and a value for each step."""
     dashed = {each["matcher"]["options"] for each in panel["fieldConfig"]["overrides"]}
     count = int((end - start) / STEP_SECONDS) + 1
     found = []

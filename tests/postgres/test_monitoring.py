@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from django.core.management import call_command
 
 from conn_guard.sessions.render import metrics as textfile
 from tests.postgres.howto import lines
+from tests.support import programs
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "monitoring"
@@ -84,7 +87,8 @@ def test_the_pages_configuration_is_what_promtool_takes(needs_program, tmp_path)
     (tmp_path / "prometheus.yml").write_text(configuration)
     shutil.copy(FOLDER / "alerts.yml", tmp_path)
     check, run_cases = of_page("sh promtool")[0].splitlines()
-    promtool(needs_program, *shlex.split(check.replace("/etc/prometheus/", ""))[1:], folder=tmp_path)
+    _, *arguments = shlex.split(check.replace("/etc/prometheus/", ""))
+    promtool(needs_program, *arguments, folder=tmp_path)
     *words, cases = shlex.split(run_cases)
     assert words == ["promtool", "test", "rules"]
     assert (ROOT / cases).is_file()
@@ -96,13 +100,26 @@ def test_the_reapers_crontab_line_is_the_one_of_the_page_on_cron():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_reports_crontab_line_writes_the_servers_metrics(tmp_path):
-    _, report = of_page("crontab")
+def test_node_exporter_shows_what_the_reports_crontab_line_writes(needs_program):
+    exporter = needs_program("prometheus-node-exporter")
+    (make_folder,), (setting,) = of_page("sh folder"), of_page("sh exporter")
+    reaper, report = of_page("crontab")
     before, name, arguments = re.split(r"manage\.py (\w+) ", report)
     assert name == "conn_report"
-    assert of_page("crontab")[0].startswith(before)
-    call_command(name, *shlex.split(arguments.replace("/var/lib/node_exporter", str(tmp_path))))
-    assert "conn_guard_server_slots_used" in (tmp_path / "conn_report.prom").read_text()
+    assert reaper.startswith(before)
+
+    def command(folder, port):
+        def here(line):
+            return shlex.split(line.replace("/var/lib/node_exporter", str(folder / "textfile")))
+
+        subprocess.run(here(make_folder.replace("-o shop", f"-o {os.getuid()}")), check=True)
+        call_command(name, *here(arguments))
+        (options,) = here(setting.removeprefix("ARGS="))
+        return [exporter, f"--web.listen-address=127.0.0.1:{port}", options]
+
+    with programs.running(command) as port:
+        page = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    assert 'conn_guard_server_slots_used{alias="default"}' in page
 
 
 # The dashboard

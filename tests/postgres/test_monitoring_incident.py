@@ -41,7 +41,8 @@ def at(incident, text):
 
 
 def test_the_leak_fires_the_alert_on_slots_and_the_reaper_resolves_it(incident):
-    (leak,), (aid,), (cure,) = (at(incident, each) for each in ("the leak", "first aid", "the cure"))
+    acts = ("the leak", "first aid", "the cure")
+    (leak,), (aid,), (cure,) = (at(incident, each) for each in acts)
     (fires,), (resolves,) = (
         at(incident, f"ConnGuardSlotsShort {what}") for what in ("fires", "resolves")
     )

@@ -40,7 +40,8 @@ class Command(BaseCommand):
 
         def say(event: Event) -> None:
             began.append(event.at)
-            self.stdout.write(f"{event.at - began[0]:5.1f} s  {event.used:3} sessions  {event.text}")
+            seconds = event.at - began[0]
+            self.stdout.write(f"{seconds:5.1f} s  {event.used:3} sessions  {event.text}")
 
         with staged_incident(say) as incident:
             try:
