@@ -24,7 +24,7 @@ EVERY, IDLE_FOR = "5s", "10s"
 LEAK_UP_TO = 0.9
 """The share of the slots above which the clients of the leak wait."""
 TRICKLE_SECONDS = 0.5
-AT_MOST_SECONDS = 45
+AT_MOST_SECONDS = 90
 
 
 @dataclass(frozen=True)
