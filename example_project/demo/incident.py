@@ -29,7 +29,7 @@ AT_MOST_SECONDS = 90
 
 @dataclass(frozen=True)
 class Event:
-    """What happened *at* a Unix time, while the application had *used* sessions."""
+    """An event of the timeline: its Unix time, and the sessions of the application then."""
 
     at: float
     used: int

@@ -120,6 +120,7 @@ def test_node_exporter_shows_what_the_reports_crontab_line_writes(needs_program)
     with programs.running(command) as port:
         page = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
     assert 'conn_guard_server_slots_used{alias="default"}' in page
+    assert re.search(r'^node_textfile_mtime_seconds{file="\S+/conn_report.prom"}', page, re.MULTILINE)
 
 
 # The dashboard
