@@ -17,6 +17,7 @@ from django.db.backends.signals import connection_created
 from conn_guard import closing_connections
 from conn_guard.connections import events, tracking
 from conn_guard.connections.jobs import JobScope
+from tests.postgres.test_engine_fork import fork_in_c, in_child
 from tests.support import handlers
 from tests.support.polling import until
 
@@ -258,29 +259,37 @@ def test_open_connections_agree_with_the_server(any_alias, observer):
         until(agree)
 
 
-def test_a_forked_child_counts_from_zero(any_alias):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("fork", [os.fork, fork_in_c])
+def test_a_forked_child_counts_from_zero(any_alias, fork):
     query(any_alias)
     reaches(any_alias, 1)
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        seen = repr((events.totals(), tracking.in_use(), tracking.pools()))
-        # The parent's connection is not the child's to count.
+
+    def child():
+        before = events.totals(), tracking.in_use()
+        # The parent's connection isn't closed here: that would end the parent's session.
         connections[any_alias].connection = None
-        try:
-            query(any_alias)
-            until(lambda: counts(any_alias) == (1, {}))
-            connections[any_alias].close()
-            until(lambda: counts(any_alias) == (1, {"django": 1}))
-            seen += " and counted"
-        finally:
-            os.write(writing, seen.encode())
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as answer:
-        assert answer.read() == "({}, Counter(), {}) and counted"
-    os.waitpid(pid, 0)
+        query(any_alias)
+        reaches(any_alias, 1)
+        connections[any_alias].close()
+        reaches(any_alias, 1, django=1)
+        return before
+
+    assert in_child(child, fork) == "({}, Counter())"
     reaches(any_alias, 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_no_event_is_written_while_the_process_forks(any_alias, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(events, "_GATHER_EVENTS_S", 60)
+        query(any_alias)
+        assert events._counts.has_writer
+        assert in_child(lambda: (events._counts.has_writer, tracking.pools())) == "(False, {})"
+        assert not events._counts.has_writer
+        assert counts(any_alias) == (1, {})
 
 
 def test_nothing_is_counted_unless_asked(any_alias):
@@ -329,6 +338,7 @@ def test_a_receiver_that_fails_neither_raises_nor_counts(any_alias, monkeypatch,
 def test_a_close_that_fails_counts(any_alias, monkeypatch):
     query(any_alias)
     wrapper = connections[any_alias]
+    raw = wrapper.connection
 
     def fail(self):
         raise DatabaseError("the close failed")
@@ -337,5 +347,5 @@ def test_a_close_that_fails_counts(any_alias, monkeypatch):
         patch.setattr(type(wrapper), "_close", fail)
         with pytest.raises(DatabaseError):
             wrapper.close()
-    gc.collect()
+    raw.close()
     reaches(any_alias, 1, django=1)

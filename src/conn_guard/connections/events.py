@@ -25,6 +25,14 @@ logger = logging.getLogger("conn_guard.middleware")
 Kind: TypeAlias = Literal[
     "opened", "closed", "replaced", "held_too_long", "never_closed", "used", "created", "waited"
 ]
+MEANINGS: Mapping[Kind, str] = {
+    "opened": "Connections that were opened.",
+    "closed": "Connections that ended, by the reason.",
+    "held_too_long": "Connections that were held for longer than REPORT_HELD_FOR.",
+    "replaced": "Connections that the engine replaced because the server ended their session.",
+    "never_closed": "Responses that the web server never closed.",
+}
+"""The kinds that are exported as counters."""
 REASONS = ("request", "owner", "idle", "replaced", "job", "django", "dropped")
 """Why a connection was closed. ``django``: by Django or its pool; ``dropped``: without a close."""
 
@@ -47,6 +55,8 @@ Key: TypeAlias = tuple[Kind, str, str]
 
 # Seconds until an event is counted. The events of a burst share one thread.
 _GATHER_EVENTS_S = 0.05
+# Seconds that a fork waits for that thread.
+_STOP_TIMEOUT_S = 1.0
 
 counting = False
 """Whether events are counted in this process; :func:`count` switches it on."""
@@ -62,6 +72,7 @@ class _Counts:
         self.totals: Counter[Key] = Counter()
         self.writing = threading.Lock()
         self.has_writer = False
+        self.hurry = threading.Event()
 
 
 _counts = _Counts()
@@ -110,11 +121,12 @@ def _current() -> _Counts:
 
 def _write(counts: _Counts) -> None:
     while counts.pending:
-        time.sleep(_GATHER_EVENTS_S)
+        counts.hurry.wait(_GATHER_EVENTS_S)
         _write_pending(counts)
     counts.has_writer = False
     # An event may have come in between, and have found a writer.
-    _write_pending(counts)
+    if counts.pending:
+        _write_pending(counts)
 
 
 def _write_pending(counts: _Counts) -> None:
@@ -129,8 +141,18 @@ def _write_pending(counts: _Counts) -> None:
                     logger.exception("An event of the connection %r was not told.", event.alias)
 
 
+def _finish_writing() -> None:
+    """Let the writer end before a fork: the child would inherit a listener's lock, taken."""
+    counts = _counts
+    counts.hurry.set()
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    while counts.has_writer and counts.pid == os.getpid() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    counts.hurry.clear()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_current)
+    os.register_at_fork(before=_finish_writing, after_in_child=_current)
 
 # Connections that threads left open
 

@@ -90,6 +90,8 @@ def _note_opened(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
     try:
         raw = connection.connection
         pool = getattr(raw, "_pool", None)
+        if not hasattr(pool, "get_stats"):  # not psycopg's: the alias has no pool for Django
+            pool = None
         _entry(raw, connection, pool).taken_at = time.monotonic()
         if pool is not None:
             _pools[connection.alias] = ref(pool)

@@ -35,28 +35,6 @@ _TIMES: tuple[tuple[events.Kind, str, str], ...] = (
     ("waited", "wait_time", "The time it took to get a connection from the pool."),
     ("used", "use_time", "The time between taking a connection and giving it back."),
 )
-_OURS: tuple[tuple[events.Kind, str, str, str], ...] = (
-    ("opened", "connections.opened", "{connection}", "Connections that were opened."),
-    ("closed", "connections.closed", "{connection}", "Connections that ended, by the reason."),
-    (
-        "held_too_long",
-        "connections.held_too_long",
-        "{connection}",
-        "Connections that were held for longer than REPORT_HELD_FOR.",
-    ),
-    (
-        "replaced",
-        "connections.replaced",
-        "{connection}",
-        "Connections that the engine replaced because the server had ended their session.",
-    ),
-    (
-        "never_closed",
-        "responses.never_closed",
-        "{response}",
-        "Responses that the web server never closed.",
-    ),
-)
 
 
 def create(meter_provider: MeterProvider | None) -> None:
@@ -78,8 +56,11 @@ def create(meter_provider: MeterProvider | None) -> None:
         "{timeout}",
         "Requests for a connection that the pool refused or that waited for too long.",
     )
-    for kind, name, unit, description in _OURS:
-        meter.create_observable_counter(f"conn_guard.{name}", [_of_events(kind)], unit, description)
+    for kind, meaning in events.MEANINGS.items():
+        noun = "response" if kind == "never_closed" else "connection"
+        meter.create_observable_counter(
+            f"conn_guard.{noun}s.{kind}", [_of_events(kind)], f"{{{noun}}}", meaning
+        )
     histograms = {
         kind: meter.create_histogram(
             f"db.client.connection.{name}",

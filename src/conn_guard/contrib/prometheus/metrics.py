@@ -6,9 +6,8 @@ mode no collector of a process is asked, so each event is written to the process
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import NamedTuple
 
 from django.conf import settings
 from prometheus_client import REGISTRY, Counter, Gauge
@@ -18,40 +17,14 @@ from prometheus_client.values import ValueClass
 
 from conn_guard.connections import events, tracking
 
-
-class _Counter(NamedTuple):
-    kind: events.Kind
-    name: str
-    meaning: str
-    labels: tuple[str, ...] = ("alias",)
-
-
 _OPEN = ("conn_guard_connections_open", "Connections that this application has open.")
-_COUNTERS = (
-    _Counter("opened", "conn_guard_connections_opened_total", "Connections that were opened."),
-    _Counter(
-        "closed",
-        "conn_guard_connections_closed_total",
-        "Connections that ended, by the reason.",
-        ("alias", "reason"),
-    ),
-    _Counter(
-        "held_too_long",
-        "conn_guard_connections_held_too_long_total",
-        "Connections that were held for longer than REPORT_HELD_FOR.",
-    ),
-    _Counter(
-        "replaced",
-        "conn_guard_connections_replaced_total",
-        "Connections that the engine replaced because the server had ended their session.",
-    ),
-    _Counter(
-        "never_closed",
-        "conn_guard_responses_never_closed_total",
-        "Responses that the web server never closed.",
-        (),
-    ),
-)
+_COUNTERS: Mapping[events.Kind, tuple[str, tuple[str, ...]]] = {
+    "opened": ("conn_guard_connections_opened_total", ("alias",)),
+    "closed": ("conn_guard_connections_closed_total", ("alias", "reason")),
+    "held_too_long": ("conn_guard_connections_held_too_long_total", ("alias",)),
+    "replaced": ("conn_guard_connections_replaced_total", ("alias",)),
+    "never_closed": ("conn_guard_responses_never_closed_total", ()),
+}
 
 
 @cache
@@ -70,8 +43,8 @@ class _Connections(Collector):
     def describe(self) -> Iterator[Metric]:
         """Yield the families, without a sample."""
         yield GaugeMetricFamily(*_OPEN, labels=["alias"])
-        for each in _COUNTERS:
-            yield CounterMetricFamily(each.name, each.meaning, labels=each.labels)
+        for kind, (name, labels) in _COUNTERS.items():
+            yield CounterMetricFamily(name, events.MEANINGS[kind], labels=labels)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families with the counts of this moment."""
@@ -84,11 +57,11 @@ class _Connections(Collector):
         for alias, value in open_now.items():
             gauge.add_metric([alias], value)
         yield gauge
-        for each in _COUNTERS:
-            family = CounterMetricFamily(each.name, each.meaning, labels=each.labels)
-            for (kind, *values), total in totals.items():
-                if kind == each.kind:
-                    family.add_metric(values[: len(each.labels)], total)
+        for kind, (name, labels) in _COUNTERS.items():
+            family = CounterMetricFamily(name, events.MEANINGS[kind], labels=labels)
+            for (counted, *values), total in totals.items():
+                if counted == kind:
+                    family.add_metric(values[: len(labels)], total)
             yield family
 
 
@@ -96,24 +69,26 @@ def _written_to_files() -> Callable[[events.Event], None]:
     """Return a listener that adds each event to prometheus_client's own metrics."""
     # Live: prometheus_client forgets the file of a process that ended.
     gauge = Gauge(*_OPEN, ["alias"], multiprocess_mode="livesum")
-    counters = {each.kind: Counter(each.name, each.meaning, each.labels) for each in _COUNTERS}
-    labels = {each.kind: len(each.labels) for each in _COUNTERS}
+    counters = {
+        kind: Counter(name, events.MEANINGS[kind], labels)
+        for kind, (name, labels) in _COUNTERS.items()
+    }
 
-    def counter_of(kind: events.Kind, values: tuple[str, ...]) -> Counter:
-        values = values[: labels[kind]]
+    def counter_of(kind: events.Kind, alias: str, reason: str) -> Counter:
+        values = (alias, reason)[: len(_COUNTERS[kind][1])]
         return counters[kind].labels(*values) if values else counters[kind]
 
     def write(event: events.Event) -> None:
         if event.kind not in counters:
             return
-        counter_of(event.kind, (event.alias, event.reason)).inc()
+        counter_of(event.kind, event.alias, event.reason).inc()
         if event.kind == "opened":
             gauge.labels(event.alias).inc()
         elif event.kind == "closed":
             gauge.labels(event.alias).dec()
 
     for kind, alias, reason in _expected():
-        counter_of(kind, (alias, reason))
+        counter_of(kind, alias, reason)
         if kind == "opened":
             gauge.labels(alias)
     return write
