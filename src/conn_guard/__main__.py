@@ -26,6 +26,7 @@ usage: conn-guard [--dsn DSN] COMMAND [OPTION...]
   advise   print the SQL by which the server does this itself
   check    check the server's settings and the role, as manage.py check --deploy does
   probe    find the URL that leaks, as leak_probe does
+  lint     name the lines of code that leak, as leak_lint does; it needs no server
 
 The server is the one of --dsn, of DATABASE_URL, or of libpq's PG* variables and service files.
 A DSN is postgresql://USER@HOST:PORT/DATABASE or host=HOST dbname=DATABASE.
@@ -37,6 +38,7 @@ COMMANDS = {
     "advise": ("idle_reaper", ["--advise"]),
     "check": ("check", ["--database", "default", "--deploy", "--tag", "database"]),
     "probe": ("leak_probe", []),
+    "lint": ("leak_lint", []),
 }
 # The parser's message would show the argument, and the password in it.
 _DSN = re.compile(r"[a-z+]+://|.*\bpassword\s*=", re.IGNORECASE)
@@ -71,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"conn-guard reads no project. Run manage.py {command} in the project.")
     if command == "leak_probe" and not find_spec("conn_guard.management.commands.leak_probe"):
         _fail(f"conn_guard {__version__} has no leak_probe.")
-    _configure(known.dsn, os.environ)
+    if name != "lint":
+        _configure(known.dsn, os.environ)
+    elif known.dsn is not None:
+        _fail("lint reads files and no server. Leave --dsn out.")
     if name == "check" and not {"-h", "--help"}.intersection(options):
         _refuse_silence()
     _command(command).run_from_argv(["conn-guard", name, *more, *options])

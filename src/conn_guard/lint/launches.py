@@ -52,7 +52,7 @@ def launches(source: Source, module: Module) -> Iterator[Launch]:
         elif isinstance(node, ast.Call):
             slug, target = _call(source, module, node)
             function = _function(source, module, target)
-            if function is not None and (slug == "task") == function.is_async:
+            if function is not None and (slug == "task" or not function.is_async):
                 yield Launch(slug, module, node, function)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             for decorator in node.decorator_list:
@@ -77,7 +77,7 @@ def _call(source: Source, module: Module, call: ast.Call) -> tuple[str, ast.expr
         return "executor", _argument(call, 0)
     if _is_insensitive(source, module, call):
         return "sync-to-async", _argument(call, 0)
-    if _TASKS.fullmatch(name) and call.args and not _is_awaited(module, call):
+    if _TASKS.fullmatch(name) and call.args and _is_forgotten(module, call):
         coroutine = call.args[0]
         return "task", coroutine.func if isinstance(coroutine, ast.Call) else None
     return "", None
@@ -124,19 +124,32 @@ def _thread_class(source: Source, module: Module, node: ast.ClassDef) -> Iterato
             yield Launch("thread", module, each, Function(module, each))
 
 
-def _is_awaited(module: Module, call: ast.Call) -> bool:
-    """Return whether the function that makes the task waits for it."""
-    names: set[str] = set()
-    for node in module.around(call):
-        if isinstance(node, ast.Await):
-            return True
-        if isinstance(node, ast.Assign):
-            names |= {each.id for each in node.targets if isinstance(each, ast.Name)}
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            # Such as tasks.append(asyncio.create_task(…)).
-            names |= {each.id for each in ast.walk(node.func.value) if isinstance(each, ast.Name)}
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            awaited = (each for each in ast.walk(node) if isinstance(each, ast.Await))
-            inner = (each for one in awaited for each in ast.walk(one))
-            return any(isinstance(each, ast.Name) and each.id in names for each in inner)
-    return False
+def _is_forgotten(module: Module, call: ast.Call) -> bool:
+    """Return whether no code waits for the task of *call*; a set may keep it from collection."""
+    around = module.around(call)
+    parent = next(around)
+    if isinstance(parent, ast.Assign) and isinstance(parent.targets[0], ast.Name):
+        name = parent.targets[0].id
+        for scope in around:
+            if isinstance(scope, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Module)):
+                return all(_forgets(module, use) for use in _uses(scope, name))
+    return _forgets(module, call)
+
+
+def _forgets(module: Module, task: ast.AST) -> bool:
+    parent = module.parents[task]
+    if isinstance(parent, ast.Call) and task in parent.args:
+        return isinstance(parent.func, ast.Attribute) and parent.func.attr == "add"
+    return isinstance(parent, ast.Expr) or (
+        isinstance(parent, ast.Attribute) and parent.attr == "add_done_callback"
+    )
+
+
+def _uses(scope: ast.AST, name: str) -> Iterator[ast.AST]:
+    """Yield the nodes in *scope* that read *name* or share it with another function."""
+    for node in ast.walk(scope):
+        if isinstance(node, (ast.Global, ast.Nonlocal)):
+            if name in node.names:
+                yield node
+        elif isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load):
+            yield node
