@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from django.conf import settings
@@ -71,8 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command, more = COMMANDS[name]
     if known.settings or known.pythonpath:
         _fail(f"conn-guard reads no project. Run manage.py {command} in the project.")
-    if command == "leak_probe" and not find_spec("conn_guard.management.commands.leak_probe"):
-        _fail(f"conn_guard {__version__} has no leak_probe.")
     if name != "lint":
         _configure(known.dsn, os.environ)
     elif known.dsn is not None:
@@ -112,6 +109,7 @@ def _command(name: str) -> BaseCommand:
     """Return the command *name*, which shows commands as they are typed here."""
     command: Any = load_command_class("django.core" if name == "check" else "conn_guard", name)
     command.idle_reaper = "conn-guard reap"
+    command.reads_project = False
     return command  # type: ignore[no-any-return]
 
 
