@@ -30,8 +30,7 @@ def reports(caplog):
     return lambda pid: [
         record.getMessage()
         for record in caplog.records
-        if record.name == "conn_guard.leaks"
-        and re.search(rf"session {pid}\b", record.getMessage())
+        if record.name == "conn_guard.leaks" and re.search(rf"session {pid}\b", record.getMessage())
     ]
 
 

@@ -372,7 +372,7 @@ class GuardedWrapper(_Base):
     def _close_at_rest(
         self, lease: Lease, *, unused_since: float, for_held: Opener | None = None
     ) -> bool:
-        """Close the connection if it is at rest and holds no state; return whether it was closed."""
+        """Close the connection if it is at rest and holds no state; return whether it did."""
         # Behind a transaction pooler a client holds no session state, and the query would run on
         # another client's session.
         shared = conf.current().pooler.get(self.alias) == "transaction"

@@ -40,6 +40,7 @@ _ASYNC = re.compile(
 # closing_connections, close_old_connections, close_db_connection and what projects call theirs.
 _ENDS = re.compile(r"clos\w*(conn|_db)", re.IGNORECASE)
 _CONNECTION = re.compile(r"conn", re.IGNORECASE)
+_MODEL = re.compile(r"[A-Z]\w*[a-z]|get_user_model\(|get_model\(|(\w+_)?model(_class)?$")
 _ENDS_ITSELF = "database_sync_to_async"
 
 
@@ -143,7 +144,9 @@ def _is_on_manager(source: Source, module: Module, node: ast.AST) -> bool:
 
 def _looks_like_a_model(node: ast.expr) -> bool:
     name = ast.unparse(node).rpartition(".")[2]
-    return bool(re.match(r"[A-Z]\w*[a-z]|get_user_model\(|get_model\(|(\w+_)?model(_class)?$", name))
+    return bool(
+        re.match(r"[A-Z]\w*[a-z]|get_user_model\(|get_model\(|(\w+_)?model(_class)?$", name)
+    )
 
 
 def _is_model(source: Source, found: object) -> bool:

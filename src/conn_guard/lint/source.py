@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Union
 
 _SKIPPED = {"node_modules", "site-packages", "venv", "__pycache__"}
 
-FunctionNode = Union[ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda]
-_Scope = Union[ast.Module, FunctionNode]
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+_Scope = ast.Module | FunctionNode
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
@@ -33,9 +32,7 @@ class Module:
     @cached_property
     def parents(self) -> dict[ast.AST, ast.AST]:
         """The node around each node."""
-        return {
-            child: node for node in ast.walk(self.tree) for child in ast.iter_child_nodes(node)
-        }
+        return {child: node for node in ast.walk(self.tree) for child in ast.iter_child_nodes(node)}
 
     def around(self, node: ast.AST) -> Iterator[ast.AST]:
         """Yield the nodes around *node*, from the inside out."""
@@ -107,7 +104,7 @@ class External:
     name: str
 
 
-Definition = Union[Module, Function, Class, Instance, External]
+Definition = Module | Function | Class | Instance | External
 
 
 class Source:
@@ -140,9 +137,7 @@ class Source:
 
     # Names
 
-    def resolve(
-        self, module: Module, node: ast.AST | None
-    ) -> Definition | None:
+    def resolve(self, module: Module, node: ast.AST | None) -> Definition | None:
         """Return the definition that the expression *node* stands for; None if it is unknown."""
         if node is None:
             return None
@@ -176,7 +171,7 @@ class Source:
         if isinstance(owner, Module):
             found = self._bound_to(owner, owner.tree, name)
             is_package = owner.parts[-1] == "__init__"
-            return found or (self._imported(owner.parts[:-1] + (name,)) if is_package else None)
+            return found or (self._imported((*owner.parts[:-1], name)) if is_package else None)
         if not isinstance(owner, (Class, Instance)):
             return None
         key = (owner.of if isinstance(owner, Instance) else owner, name)
@@ -223,9 +218,7 @@ class Source:
             child = scope
         return None
 
-    def _bound_to(
-        self, module: Module, scope: _Scope, name: str
-    ) -> Definition | None:
+    def _bound_to(self, module: Module, scope: _Scope, name: str) -> Definition | None:
         for node in module.bound(scope).get(name, ()):
             if isinstance(node, ast.alias):
                 found = self._from_import(module, node)
@@ -237,9 +230,7 @@ class Source:
                 return found
         return None
 
-    def _parameter(
-        self, module: Module, scope: _Scope, parameter: ast.arg
-    ) -> Definition | None:
+    def _parameter(self, module: Module, scope: _Scope, parameter: ast.arg) -> Definition | None:
         owner = module.parents.get(scope)
         if isinstance(owner, ast.ClassDef) and not isinstance(scope, (ast.Module, ast.Lambda)):
             names = [each.arg for each in (*scope.args.posonlyargs, *scope.args.args)]
@@ -265,7 +256,8 @@ class Source:
         if isinstance(statement, ast.Import):
             bound = alias.name if alias.asname else alias.name.partition(".")[0]
             return self._absolute(module, bound.split("."))
-        assert isinstance(statement, ast.ImportFrom)
+        if not isinstance(statement, ast.ImportFrom):
+            return None
         names = statement.module.split(".") if statement.module else []
         if not statement.level:
             return self._absolute(module, [*names, alias.name])
