@@ -21,7 +21,6 @@ from conn_guard.sessions.report import RunError
 _PASSING = (Verdict.CLEAN, Verdict.KEEPS)
 _DEFAULTS = {"requests": 20, "concurrency": 4, "settle": 1}
 """Fewer requests than the command sends: each leaked session of a test counts."""
-_CLEAN = {"verdict": Verdict.CLEAN, "why": "no session stays"}
 _IN_TESTS = {
     "--application-name": "applications",
     "--concurrency": "concurrency",
@@ -50,7 +49,8 @@ def probe(
         )
     base = str(getattr(server, "url", server)).rstrip("/")
     urls = [f"{base}/{path.removeprefix('/')}" for path in paths or ("/",)]
-    wrong, reports = "", []
+    wrong = ""
+    reports: list[UrlReport] = []
     with _no_collection(), _opened_elsewhere(alias) as opened:
         try:
             reports = probe_urls(
@@ -62,7 +62,10 @@ def probe(
         except (RunError, TargetError) as error:
             wrong = str(error)
     if opened:
-        reports = [replace(each, **_CLEAN) if each.is_silent else each for each in reports]
+        reports = [
+            replace(each, verdict=Verdict.CLEAN, why="no session stays") if each.is_silent else each
+            for each in reports
+        ]
     if failed := [each for each in reports if each.verdict not in _PASSING]:
         wrong = "\n".join([*map(sentence, failed), _hint(failed, budget)])
     if wrong:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def _finding(launch: Launch, query: Query) -> Finding:
     name = launch.function.name
     path, query_path = str(launch.module.path), str(query.module.path)
     where = f"line {query.line}" if path == query_path else f"{query_path}:{query.line}"
-    decorated = "a function" if name == "the lambda" else name
+    is_lambda = isinstance(launch.function.node, ast.Lambda)
     return Finding(
         path=path,
         line=launch.node.lineno,
@@ -79,7 +80,11 @@ def _finding(launch: Launch, query: Query) -> Finding:
             f"{RUNNERS[launch.slug]} runs {name}, which queries at {where} and closes no"
             " connection."
         ),
-        hint=f"Decorate {decorated} with @conn_guard.closing_connections.",
+        hint=(
+            f"Replace {name} by a function, decorated with @conn_guard.closing_connections."
+            if is_lambda
+            else f"Decorate {name} with @conn_guard.closing_connections."
+        ),
         query_path=query_path,
         query_line=query.line,
     )

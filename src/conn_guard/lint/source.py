@@ -210,10 +210,11 @@ class Source:
         child = at
         for scope in module.around(at):
             # A decorator, a default and a base class are evaluated outside of what they stand at.
-            is_inside = isinstance(scope, (ast.Module, ast.Lambda)) or (
-                isinstance(scope, _FUNCTIONS) and child in scope.body
-            )
-            if is_inside and name in module.bound(scope):
+            if (
+                isinstance(scope, (ast.Module, *_FUNCTIONS))
+                and child in (scope.body if isinstance(scope.body, list) else [scope.body])
+                and name in module.bound(scope)
+            ):
                 return self._bound_to(module, scope, name)
             child = scope
         return None

@@ -63,9 +63,15 @@ def _paths(given: list[str]) -> list[Path]:
 
 
 def _text(report: Report) -> list[str]:
-    count = len(report.findings)
-    said = f"{count} {'finding' if count == 1 else 'findings'} in {report.files} Python files"
-    return [*map(_line, report.findings), said]
+    findings = _counted(len(report.findings), "finding")
+    return [
+        *map(_line, report.findings),
+        f"{findings} in {_counted(report.files, 'Python file')}",
+    ]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _line(finding: Finding) -> str:
