@@ -38,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.bodies.append(self.rfile.read(length))
         self.server.views[self.path](self)
 
-    do_HEAD = do_POST = do_DELETE = do_GET
+    do_HEAD = do_POST = do_DELETE = do_GET  # noqa: N815 - names of the base class
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         pass

@@ -12,15 +12,24 @@ from conn_guard.probe.targets import Target, TargetError
 from conn_guard.probe.verdict import UrlReport, Verdict
 
 if TYPE_CHECKING:
-    from conn_guard.probe.rounds import probe_urls
+    from conn_guard.probe.rounds import LostProbeError, probe_urls
 
-__all__ = ["Mode", "Options", "Target", "TargetError", "UrlReport", "Verdict", "probe_urls"]
+__all__ = [
+    "LostProbeError",
+    "Mode",
+    "Options",
+    "Target",
+    "TargetError",
+    "UrlReport",
+    "Verdict",
+    "probe_urls",
+]
 
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that the pure modules can be imported without Django.
-    if name == "probe_urls":
-        from conn_guard.probe.rounds import probe_urls
+    if name in __all__:
+        from conn_guard.probe import rounds
 
-        return probe_urls
+        return getattr(rounds, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

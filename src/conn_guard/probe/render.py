@@ -12,7 +12,7 @@ from conn_guard.text import one_line, printable
 
 _HEADER = ("URL", "MODE", "REQUESTS", "ERRORS", "PEAK", "LEFT", "LEAKED", "LAST", "VERDICT")
 _NUMBERS = range(2, 7)
-_NARROWEST_URL = 12
+_NARROWEST = 9
 
 
 def render_reports(
@@ -21,14 +21,16 @@ def render_reports(
     """Return *reports* as a table, and a sentence for each URL that leaks or is unclear.
 
     *cure* is the sentence that says what to install. *width* is the number of columns of the
-    terminal: names are cut in the middle to fit; None cuts none.
+    terminal: a wider table has paths instead of URLs, cut in the middle; None cuts none.
     """
-    rows = [_HEADER, *(_cells(each) for each in reports)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    if width is not None:
-        for at in (0, 7):
-            excess = max(0, sum(widths) + 2 * (len(widths) - 1) - width)
-            widths[at] = max(min(widths[at], _NARROWEST_URL), widths[at] - excess)
+    rows = [_HEADER, *(_cells(each, each.target.shown) for each in reports)]
+    widths = _widths(rows)
+    if width is not None and _total(widths) > width:
+        rows = [_HEADER, *(_cells(each, _path(each)) for each in reports)]
+        widths = _widths(rows)
+        for at in (_HEADER.index("LAST"), 0):
+            excess = max(0, _total(widths) - width)
+            widths[at] = max(min(widths[at], _NARROWEST), widths[at] - excess)
     lines = [
         "  ".join(
             cell.rjust(size) if at in _NUMBERS else cut(cell, size).ljust(size)
@@ -98,9 +100,21 @@ def render_progress(name: str, done: int, due: int, *, width: int) -> str:
     return text + cut(printable(name), max(4, width - len(text) - 1))
 
 
-def _cells(report: UrlReport) -> tuple[str, ...]:
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _path(report: UrlReport) -> str:
+    return report.target.shown.removeprefix(report.target.origin)
+
+
+def _cells(report: UrlReport, url: str) -> tuple[str, ...]:
     return (
-        report.target.shown,
+        url,
         report.mode.value,
         str(report.requests.sent),
         str(report.requests.errors),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from importlib.util import find_spec
+from itertools import product
 
 from conn_guard.probe.load import INSTALL, Answers, Load
 from conn_guard.probe.options import Mode, Options
@@ -33,8 +34,8 @@ from conn_guard.sessions.session import (
 )
 from conn_guard.sessions.stop import Stop
 
-# Short at first: a small load is over in the tenth of a second that is enough for a long one.
-_FIRST_PAUSES_SECONDS = 0.02
+# None at first: of a small load, each session may live for a few milliseconds alone.
+_DENSE_SECONDS = 0.5
 _PAUSE_SECONDS = 0.1
 _REST_PAUSE_SECONDS = 0.05
 _LOOKS_SHARE = 0.2
@@ -44,6 +45,14 @@ _WORK_ENDS_WITHIN_SECONDS = 1.0
 
 Progress = Callable[[Target, Mode, int, int], None]
 """Gets the target, its mode, and the requests that are done and due."""
+
+
+class LostProbeError(RunError):
+    """A probe that lost the database; *reports* are those that were made before."""
+
+    def __init__(self, error: RunError, reports: Sequence[UrlReport]) -> None:
+        super().__init__(error.exit_code, str(error))
+        self.reports = reports
 
 
 def probe_urls(
@@ -62,8 +71,8 @@ def probe_urls(
     a pooler in session mode. When *stop* is set, the reports so far are returned. *tell* gets a
     line when the login to the database fails at first.
 
-    Raises TargetError for a URL that is none or whose host isn't this machine, and RunError if
-    aiohttp isn't installed or the database can't be reached.
+    Raises TargetError for a URL that is none or whose host isn't this machine, RunError if aiohttp
+    isn't installed, and LostProbeError if the database can't be reached.
     """
     options = options or Options()
     targets = [each if isinstance(each, Target) else target(each) for each in urls]
@@ -76,11 +85,13 @@ def probe_urls(
         raise RunError(Exit.UNREACHABLE, str(error)) from None
     stop = stop or Stop()
     with _Watcher(alias, options, pooled=pooled, stop=stop, tell=tell) as watcher:
-        reports = []
-        for each in targets:
-            for mode in options.modes:
+        reports: list[UrlReport] = []
+        try:
+            for each, mode in product(targets, options.modes):
                 if stop.signum is None:
                     reports.append(_probe(each, mode, options, watcher, stop, progress))
+        except RunError as error:
+            raise LostProbeError(error, _clear_without_queries(reports)) from None
         return _clear_without_queries(reports)
 
 
@@ -136,7 +147,7 @@ class _Watcher:
         """Look once, without the shapes of the last statements, which takes less time."""
         began = time.monotonic()
         try:
-            sessions = self._observer.server().list_sessions()
+            sessions = self._observer.server().list_sessions(holdings=False)
         except LostError as error:
             raise RunError(
                 Exit.UNREACHABLE,
@@ -215,9 +226,8 @@ def _watch_load(
         while load.runs and stop.signum is None:
             seen.add(watcher.glance())
             tick()
-            is_first = time.monotonic() - began < 1
-            pause = _FIRST_PAUSES_SECONDS if is_first else _PAUSE_SECONDS
-            stop.sleep(max(pause, watcher.pause_seconds))
+            if time.monotonic() - began > _DENSE_SECONDS:
+                stop.sleep(max(_PAUSE_SECONDS, watcher.pause_seconds))
     except BaseException:
         load.stop()  # it must not go on unseen when the database went away
         raise

@@ -76,12 +76,12 @@ class Sightings:
     def unused_since_first_round(self, longest: timedelta) -> list[Row]:
         """Return the sessions that the first round opened and nothing used again.
 
-        One that has ended meanwhile counts if only one request of at most *longest* used it: the
-        garbage collector ended it, and not its owner.
+        One that has ended meanwhile counts if it was used for at most *longest*, which is one
+        request: Python's garbage collector ended it, late. None before the second round is over.
         """
         rested = self.marks.get((Mark.RESTED, 1))
         quiet = self.marks.get((Mark.QUIET, 1))
-        if rested is None or quiet is None:
+        if rested is None or quiet is None or (Mark.QUIET, 2) not in self.marks:
             return []
         there = self.latest.by_key
         return [

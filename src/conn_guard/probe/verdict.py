@@ -9,7 +9,7 @@ from datetime import timedelta
 from enum import Enum
 
 from conn_guard.probe.options import Mode, Options
-from conn_guard.probe.sightings import Sightings
+from conn_guard.probe.sightings import Sightings, key
 from conn_guard.probe.targets import Target
 from conn_guard.sessions.groups import Field, Row
 from conn_guard.sessions.report import Slots
@@ -119,11 +119,12 @@ def judge(
     """
     unused = seen.unused_since_first_round(requests.longest)
     others = seen.left_by_others()
-    leaks = len(unused) - others >= options.least_leaked
+    # Twice: the rest in which the others were counted is short, and traffic comes in bursts.
+    leaks = len(unused) - 2 * others >= options.least_leaked
     used_again = seen.used_again(requests.longest)
     stayed = seen.stayed()
     verdict, why = (
-        (Verdict.LEAKS, _leak(unused, requests, others))
+        (Verdict.LEAKS, _leak(unused, seen, options, others))
         if leaks
         else _other_verdict(options, seen, requests, slots, stopped=stopped)
     )
@@ -151,12 +152,15 @@ def judge(
     )
 
 
-def _leak(unused: Sequence[Row], requests: Requests, others: float) -> str:
-    round_of = requests.sent // 2
+def _leak(unused: Sequence[Row], seen: Sightings, options: Options, others: float) -> str:
+    there = seen.latest.by_key
+    ended = sum(key(each) not in there for each in unused)
     why = (
-        f"{len(unused)} sessions that the first {round_of} requests opened rest since then:"
-        f" the next {requests.sent - round_of} used none of them"
+        f"the first {options.requests} requests left {len(unused)} sessions, and the next"
+        f" {options.requests} used none of them"
     )
+    if ended:
+        why += f"; {ended} of them have ended since, unused"
     if others >= 1:
         why += f"; other traffic explains about {others:.0f} of them"
     return why
@@ -174,14 +178,15 @@ def _other_verdict(
     if doubt:
         return Verdict.UNCLEAR, doubt
     unused = len(seen.unused_since_first_round(requests.longest))
-    few = f"; {unused} rest unused, fewer than a leak" if unused else ""
+    few = f"; {_sessions(unused)} not used again, fewer than a leak" if unused else ""
     used_again, stayed = len(seen.used_again(requests.longest)), len(seen.stayed())
     if used_again:
         return Verdict.KEEPS, (
-            f"{used_again} sessions stay and are used again, by CONN_MAX_AGE or a pool{few}"
+            f"{_sessions(used_again)} used again, by CONN_MAX_AGE, a pool or a thread that lives"
+            f" on{few}"
         )
     return Verdict.CLEAN, (
-        f"{stayed} sessions stay, fewer than a leak" if stayed else "no session stays"
+        f"{_sessions(stayed)} left, fewer than a leak" if stayed else "no session is left"
     )
 
 
@@ -204,10 +209,11 @@ def _doubt(
         return _failures(requests, slots)
     if requests.refused * 2 > requests.sent:
         return _refusals(requests)
-    if other := len(seen.opened_in_rests()):
+    if opened := len(seen.opened_in_rests()):
+        other = "1 session was" if opened == 1 else f"{opened} sessions were"
         return (
-            f"{other} sessions were opened while the probe rested, so other traffic moved the"
-            " numbers: stop it, or name the server's sessions with --application-name"
+            f"other traffic moved the numbers: {other} opened while the probe rested. Stop it, or"
+            " name the server's sessions with --application-name"
         )
     if not seen.worked:
         return SILENT
@@ -246,6 +252,10 @@ def _refusals(requests: Requests) -> str:
     if status in (401, 403):
         return f"{why}: log in by --cookie or --header"
     return f"{why}, so the page wasn't reached"
+
+
+def _sessions(number: int) -> str:
+    return "1 session is" if number == 1 else f"{number} sessions are"
 
 
 def _most_common(values: Iterable[str | None]) -> list[str]:

@@ -15,7 +15,16 @@ from django.core.management.base import CommandError, CommandParser
 
 from conn_guard.management import arguments
 from conn_guard.management.streams import reader_may_leave, stopped_by_signals
-from conn_guard.probe import Mode, Options, Target, TargetError, UrlReport, Verdict, probe_urls
+from conn_guard.probe import (
+    LostProbeError,
+    Mode,
+    Options,
+    Target,
+    TargetError,
+    UrlReport,
+    Verdict,
+    probe_urls,
+)
 from conn_guard.probe.render import (
     render_error,
     render_probe_json,
@@ -133,7 +142,8 @@ class Command(arguments.OneLineCommand):
             raise arguments.wrong(str(error)) from None
         except RunError as error:
             if options["format"] == "json" and options["verbosity"]:
-                self._write_error(error, options)
+                alias = options["database"] or "default"
+                self._print([render_error(str(alias), int(error.exit_code), str(error))])
             raise CommandError(one_line(str(error)), returncode=error.exit_code) from None
         except Exception as error:
             message = f"Unexpected {type(error).__name__}: {one_line(str(error))}"
@@ -146,20 +156,27 @@ class Command(arguments.OneLineCommand):
         targets = self._targets(options, has_body=chosen.data is not None)
         stop = Stop()
         began = time.monotonic()
-        with stopped_by_signals(stop):
-            reports = probe_urls(
-                targets,
-                chosen,
-                alias=alias,
-                pooled=settings.pooler.get(alias) == "session",
-                stop=stop,
-                progress=self._progress if self._shows_progress(options) else None,
-                tell=self._tell if options["verbosity"] else None,
-            )
+        lost: LostProbeError | None = None
+        try:
+            with stopped_by_signals(stop):
+                reports: Sequence[UrlReport] = probe_urls(
+                    targets,
+                    chosen,
+                    alias=alias,
+                    pooled=settings.pooler.get(alias) == "session",
+                    stop=stop,
+                    progress=self._progress if self._shows_progress(options) else None,
+                    tell=self._tell if options["verbosity"] else None,
+                )
+        except LostProbeError as error:
+            lost, reports = error, error.reports
         if self._shows_progress(options):
             self.stderr.write("\r\x1b[K", ending="")
-        if options["verbosity"]:
-            self._write(reports, alias, options, time.monotonic() - began, stop)
+        code = _exit(reports, stop) if lost is None else int(lost.exit_code)
+        if options["verbosity"] and (reports or lost is None):
+            self._write(reports, alias, options, time.monotonic() - began, code)
+        if lost is not None:
+            raise lost
         _fail(reports, stop)
 
     def _targets(self, options: Mapping[str, Any], *, has_body: bool) -> list[Target]:
@@ -200,22 +217,20 @@ class Command(arguments.OneLineCommand):
         alias: str,
         options: Mapping[str, Any],
         seconds: float,
-        stop: Stop,
+        code: int,
     ) -> None:
         lines: Iterable[str]
         if options["format"] == "json":
-            lines = render_probe_json(reports, exit_code=_exit(reports, stop), seconds=seconds)
+            lines = render_probe_json(reports, exit_code=code, seconds=seconds)
         else:
             width = shutil.get_terminal_size().columns if self.stdout.isatty() else None
             cure = _cure(alias) if self.reads_project else _cure_elsewhere()
             lines = render_reports(reports, cure=cure, width=width)
+        self._print(lines)
+
+    def _print(self, lines: Iterable[str]) -> None:
         with reader_may_leave(self.stdout):
             self.stdout.write("".join(f"{line}\n" for line in lines), ending="")
-
-    def _write_error(self, error: RunError, options: Mapping[str, Any]) -> None:
-        alias = arguments.texts(options["database"])[:1] or ("default",)
-        with reader_may_leave(self.stdout):
-            self.stdout.write(render_error(alias[0], int(error.exit_code), str(error)))
 
     def _shows_progress(self, options: Mapping[str, Any]) -> bool:
         return bool(options["verbosity"]) and self.stderr.isatty()
