@@ -44,9 +44,7 @@ def probe(
     from django.db import connections
 
     if connections[alias].vendor != "postgresql":
-        pytest.fail(
-            f"leak_probe needs PostgreSQL, and {alias!r} is another database.", pytrace=False
-        )
+        pytest.fail(f"leak_probe needs PostgreSQL, and {alias!r} is none.", pytrace=False)
     base = str(getattr(server, "url", server)).rstrip("/")
     urls = [f"{base}/{path.removeprefix('/')}" for path in paths or ("/",)]
     wrong = ""
