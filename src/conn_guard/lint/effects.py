@@ -38,7 +38,7 @@ _ASYNC = re.compile(
     r"|update_or_create)"
 )
 # closing_connections, close_old_connections, close_db_connection and what projects call theirs.
-_ENDS = re.compile(r"clos\w*(conn|_db)", re.IGNORECASE)
+_ENDS = re.compile(r"(close|closing)\w*(conn|_db)", re.IGNORECASE)
 _CONNECTION = re.compile(r"conn", re.IGNORECASE)
 _MODEL = re.compile(r"[A-Z]\w*[a-z]|get_user_model\(|get_model\(|(\w+_)?model(_class)?$")
 _ENDS_ITSELF = "database_sync_to_async"
