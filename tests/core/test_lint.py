@@ -217,6 +217,13 @@ CLEAN = {
         async def view(request):
             asyncio.create_task(step())
         """,
+    "a query in a coroutine, which Django refuses": """
+        async def step():
+            work()
+            Book.objects.count()
+        async def view(request):
+            asyncio.create_task(step())
+        """,
     "channels' wrapper, which closes": """
         @database_sync_to_async
         def step():
@@ -332,6 +339,12 @@ def test_a_file_named_like_a_standard_module_is_not_taken_for_it(tmp_path):
     assert len(look(tmp_path, files)) == 1
 
 
+def test_a_module_of_a_package_is_not_taken_for_one_outside(tmp_path):
+    views = "from threading import Thread\nfrom jobs import work\nThread(target=work)\n"
+    files = {"app/__init__.py": "", "app/jobs.py": IMPORTS, "app/views.py": views}
+    assert look(tmp_path, files) == []
+
+
 def test_calls_are_followed_a_few_levels_deep(tmp_path):
     steps = [f"def step{n}(): step{n + 1}()" for n in range(6)]
     code = "\n".join([IMPORTS, *steps, "def step6(): work()", "threading.Thread(target=step3)"])
@@ -340,13 +353,15 @@ def test_calls_are_followed_a_few_levels_deep(tmp_path):
 
 
 def test_a_file_that_can_not_be_read_is_said_and_the_others_are_looked_at(tmp_path):
-    (tmp_path / "views.py").write_text(f"{IMPORTS}threading.Thread(target=work)\n")
+    code = f"{IMPORTS}threading.Thread(target=work)\nescape = '\\d'\n"
+    (tmp_path / "views.py").write_text(code)
     (tmp_path / "old.py").write_text("print 'Thread'\n")
     (tmp_path / "binary.py").write_bytes(b"Thread\0\xff")
+    (tmp_path / "deep.py").write_text(f"import threading\nthreading.Thread{'.a()' * 900}\n")
     report = find([tmp_path])
     assert len(report.findings) == 1
-    assert report.files == 3
-    assert {Path(path).name for path in report.unreadable} == {"old.py", "binary.py"}
+    assert report.files == 4
+    assert {Path(path).name for path in report.unreadable} == {"old.py", "binary.py", "deep.py"}
 
 
 def test_environments_and_hidden_folders_are_left_out(tmp_path):

@@ -86,6 +86,13 @@ def test_a_path_that_does_not_exist_is_exit_2():
     assert e.value.returncode == 2
 
 
+def test_a_path_without_python_is_exit_2(shop):
+    (shop / "views.py").rename(shop / "views.txt")
+    with pytest.raises(CommandError, match=r"^shop: there is no Python file\.") as failed:
+        call_command("leak_lint", "shop")
+    assert failed.value.returncode == 2
+
+
 def test_a_control_character_of_a_name_reaches_no_terminal(shop, capsys):
     (shop / "views.py").rename(shop / "a\x1b[31m.py")
     with pytest.raises(CommandError):

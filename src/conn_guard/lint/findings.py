@@ -41,7 +41,12 @@ class Report:
 def find(paths: list[Path]) -> Report:
     """Return the report about the Python files that *paths*, files and folders, hold."""
     source = Source(paths)
-    findings = [each for module in _candidates(source) for each in _findings(source, module)]
+    findings: list[Finding] = []
+    for module in _candidates(source):
+        try:
+            findings += _findings(source, module)
+        except RecursionError:
+            source.unreadable[module.path] = "its code is nested too deeply"
     findings.sort(key=lambda each: (each.path, each.line, each.column))
     unreadable = {str(path): why for path, why in source.unreadable.items()}
     return Report(findings, len(source.files), unreadable)

@@ -6,6 +6,7 @@ import ast
 import os
 import sys
 import tokenize
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -128,8 +129,11 @@ class Source:
             try:
                 with tokenize.open(file) as text:
                     written = text.read()
-                tree = ast.parse(written)
-            except (OSError, SyntaxError, ValueError, RecursionError) as error:
+                with warnings.catch_warnings():
+                    # The compiler warns of an invalid escape in a text, which is no fault here.
+                    warnings.simplefilter("ignore")
+                    tree = ast.parse(written)
+            except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
                 self.unreadable[file] = str(error)
             else:
                 self._modules[file] = Module(file, parts, tree, written.splitlines())

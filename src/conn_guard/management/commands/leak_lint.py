@@ -39,7 +39,11 @@ class Command(arguments.OneLineCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Print the findings; raise CommandError with exit code 3 if there is one."""
-        report = find(_paths(options["paths"] or ["."]))
+        paths = _paths(options["paths"] or ["."])
+        report = find(paths)
+        if not report.files:
+            named = ", ".join(map(str, paths))
+            raise arguments.wrong(f"{named}: there is no Python file. Name another path.")
         lines = _json(report) if options["format"] == "json" else _text(report)
         for path, why in sorted(report.unreadable.items()):
             self.stderr.write(one_line(f"{path}: can't be read and was left out: {why}"))
