@@ -143,10 +143,7 @@ def _is_on_manager(source: Source, module: Module, node: ast.AST) -> bool:
 
 
 def _looks_like_a_model(node: ast.expr) -> bool:
-    name = ast.unparse(node).rpartition(".")[2]
-    return bool(
-        re.match(r"[A-Z]\w*[a-z]|get_user_model\(|get_model\(|(\w+_)?model(_class)?$", name)
-    )
+    return bool(_MODEL.match(ast.unparse(node).rpartition(".")[2]))
 
 
 def _is_model(source: Source, found: object) -> bool:
