@@ -11,7 +11,13 @@ import pytest
 
 import conn_guard.probe
 from conn_guard.probe.options import Mode, Options
-from conn_guard.probe.render import render_probe_json, render_progress, render_reports
+from conn_guard.probe.render import (
+    MIDDLEWARE,
+    cure,
+    render_probe_json,
+    render_progress,
+    render_reports,
+)
 from conn_guard.probe.sightings import Look, Mark, Sightings
 from conn_guard.probe.targets import (
     Target,
@@ -23,7 +29,9 @@ from conn_guard.probe.targets import (
     without_secrets,
 )
 from conn_guard.probe.verdict import Requests, UrlReport, Verdict, exit_code, judge
+from conn_guard.sessions import policy
 from conn_guard.sessions.groups import Row
+from conn_guard.sessions.policy import Policy
 from conn_guard.sessions.report import Slots
 from conn_guard.sessions.session import State
 from tests.support.rows import NOON, session
@@ -113,6 +121,13 @@ def test_a_leak_that_the_collector_ends_in_the_second_round_is_one():
 def test_sessions_used_in_both_rounds_are_kept():
     report = judged(*(life(pid, 0.2, 0.4, 0.9, 5.4) for pid in range(3)))
     assert (report.verdict, report.leaked, report.reused) == (Verdict.KEEPS, 0, 3)
+
+
+def test_open_transactions_of_kept_sessions_are_told():
+    state = State.IDLE_IN_TRANSACTION
+    report = judged(*(life(pid, 0.2, 0.9, 5.4, state=state) for pid in range(3)))
+    assert report.verdict is Verdict.KEEPS
+    assert report.why.endswith("; 3 of them in an open transaction")
 
 
 def test_sessions_that_conn_max_age_replaces_are_kept():
@@ -343,6 +358,24 @@ def test_the_table_and_its_sentences():
     assert lines == golden.read_text(encoding="utf-8").splitlines()
 
 
+@pytest.mark.parametrize(
+    ("apps", "middleware", "engine", "words"),
+    [
+        ([], [], "django.db.backends.postgresql", "Add 'conn_guard' to INSTALLED_APPS, and "),
+        (["conn_guard"], [], "django.db.backends.postgresql", CURE),
+        (
+            ["conn_guard.apps.ConnGuardConfig"],
+            [MIDDLEWARE],
+            "django.db.backends.postgresql",
+            "Set ENGINE = 'conn_guard.engine.postgresql' in DATABASES['shop'].",
+        ),
+        (["conn_guard"], [MIDDLEWARE], "conn_guard.engine.postgis", "These settings have app, "),
+    ],
+)
+def test_the_cure_is_what_the_settings_lack(apps, middleware, engine, words):
+    assert cure("shop", apps, middleware, engine).startswith(words)
+
+
 def test_a_narrow_terminal_cuts_names_and_no_number():
     lines = render_reports([LEAK, CLEAN], cure=CURE, width=80)
     assert all(len(each) <= 80 for each in lines[:3])
@@ -397,6 +430,11 @@ def test_the_progress_fits_one_line():
 def test_the_options_show_no_secret():
     options = Options(headers={"Authorization": "secret"}, cookies={"a": "secret"}, data=b"secret")
     assert "secret" not in repr(options)
+
+
+def test_the_reaper_spares_a_probe():
+    probe = session(application_name="conn_guard:leak_probe")
+    assert policy.judge(probe, Policy(idle_for=timedelta(0))) is policy.Verdict.REAPER
 
 
 def test_another_name_is_refused():

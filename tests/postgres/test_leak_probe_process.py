@@ -157,7 +157,7 @@ def test_a_database_that_goes_away_is_no_connection(start, site, server):
     server.ask("SELECT pg_terminate_backend(%s)", [pid])
     code, stdout, stderr = ended(process)
     assert code == 5
-    assert stderr.startswith("CommandError: default: the probe's own session ended: ")
+    assert stderr.startswith("CommandError: default: the probe's own session ended")
     event, summary, error = map(json.loads, stdout.splitlines())
     assert (event["verdict"], summary["exit"]) == ("leaks", 5)
     assert (error["event"], error["exit"]) == ("error", 5)

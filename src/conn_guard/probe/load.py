@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
 from conn_guard.probe.options import Mode, Options
-from conn_guard.probe.targets import Target, without_secrets
+from conn_guard.probe.targets import SAFE_METHODS, Target, without_secrets
 
 if TYPE_CHECKING:
     import aiohttp
@@ -128,12 +128,13 @@ class Load:
         import aiohttp
 
         answers, status = self.answers, 0
+        method = "HEAD" if self._mode is Mode.HEAD else self._target.method
         began = time.monotonic()
         try:
             async with client.request(
-                "HEAD" if self._mode is Mode.HEAD else self._target.method,
+                method,
                 self._target.url,
-                data=None if self._mode is Mode.HEAD else self._options.data,
+                data=None if method in SAFE_METHODS else self._options.data,
                 allow_redirects=False,
                 read_bufsize=4096 if self._mode is Mode.SLOW else None,
             ) as answer:

@@ -32,7 +32,7 @@ class Options:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     cookies: Mapping[str, str] = field(default_factory=dict, repr=False)
     data: bytes | None = field(default=None, repr=False)
-    """The body that each request sends."""
+    """The body of each request, other than GET and HEAD."""
     timeout: timedelta = timedelta(seconds=30)
     """The longest time that one request takes."""
     settle: timedelta = timedelta(seconds=5)

@@ -10,6 +10,14 @@ from conn_guard.probe.verdict import UrlReport, Verdict
 from conn_guard.sessions.render.report_text import cut
 from conn_guard.text import one_line, printable
 
+APP = "conn_guard"
+MIDDLEWARE = "conn_guard.middleware.ConnectionGuardMiddleware"
+ENGINE = "conn_guard.engine.postgresql"
+CURE_WITHOUT_PROJECT = (
+    f"In the server's settings, add {APP!r} to INSTALLED_APPS and {MIDDLEWARE!r} as the first of"
+    f" MIDDLEWARE; if that is not enough, set ENGINE = {ENGINE!r}."
+)
+
 _HEADER = ("URL", "MODE", "REQUESTS", "ERRORS", "PEAK", "LEFT", "LEAKED", "LAST", "VERDICT")
 _NUMBERS = range(2, 7)
 _NARROWEST = 9
@@ -66,6 +74,20 @@ _VERBS = {
     Verdict.CLEAN: "is clean",
     Verdict.UNCLEAR: "is unclear",
 }
+
+
+def cure(alias: str, apps: Sequence[str], middleware: Sequence[str], engine: str) -> str:
+    """Return what ends leaks and is not in these settings yet."""
+    if not any(each == APP or each.startswith(f"{APP}.apps.") for each in apps):
+        return f"Add {APP!r} to INSTALLED_APPS, and {MIDDLEWARE!r} as the first of MIDDLEWARE."
+    if MIDDLEWARE not in middleware:
+        return f"Add {MIDDLEWARE!r} as the first of MIDDLEWARE."
+    if not engine.startswith(f"{APP}.engine."):
+        return f"Set ENGINE = {ENGINE!r} in DATABASES[{alias!r}]."
+    return (
+        "These settings have app, middleware and engine: if the server runs with them, decorate"
+        " what its threads run with conn_guard.closing_connections."
+    )
 
 
 def render_probe_json(

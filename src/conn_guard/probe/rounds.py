@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 from importlib.util import find_spec
 from itertools import product
 
+from django.db import Error
+
 from conn_guard.probe.load import INSTALL, Answers, Load
 from conn_guard.probe.options import Mode, Options
 from conn_guard.probe.sightings import Look, Mark, Sightings
@@ -148,11 +150,10 @@ class _Watcher:
         began = time.monotonic()
         try:
             sessions = self._observer.server().list_sessions(holdings=False)
-        except LostError as error:
-            raise RunError(
-                Exit.UNREACHABLE,
-                f"{self._alias}: the probe's own session ended: {error_text(error, self._alias)}",
-            ) from None
+        except (LostError, Error) as error:
+            said = error_text(error, self._alias)
+            failure = f"{self._alias}: the probe's own session ended or got no answer: {said}"
+            raise RunError(Exit.UNREACHABLE, failure) from None
         if self._limits is not None:
             self._count(nearest_limit(sessions, self._policy, self._limits))
         at = max(each.observed_at for each in sessions)

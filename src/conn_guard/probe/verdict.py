@@ -179,11 +179,13 @@ def _other_verdict(
         return Verdict.UNCLEAR, doubt
     unused = len(seen.unused_since_first_round(requests.longest))
     few = f"; {_sessions(unused)} not used again, fewer than a leak" if unused else ""
-    used_again, stayed = len(seen.used_again(requests.longest)), len(seen.stayed())
+    used_again, stayed = seen.used_again(requests.longest), len(seen.stayed())
     if used_again:
+        held = sum(each.session.state in IN_TRANSACTION for each in used_again)
+        open_transactions = f"; {held} of them in an open transaction" if held else ""
         return Verdict.KEEPS, (
-            f"{_sessions(used_again)} used again, by CONN_MAX_AGE, a pool or a thread that lives"
-            f" on{few}"
+            f"{_sessions(len(used_again))} used again, by CONN_MAX_AGE, a pool or a thread that"
+            f" lives on{open_transactions}{few}"
         )
     return Verdict.CLEAN, (
         f"{_sessions(stayed)} left, fewer than a leak" if stayed else "no session is left"

@@ -12,6 +12,7 @@ from typing import Any
 
 from django.conf import settings as project
 from django.core.management.base import CommandError, CommandParser
+from django.db import connections
 
 from conn_guard.management import arguments
 from conn_guard.management.streams import reader_may_leave, stopped_by_signals
@@ -26,6 +27,8 @@ from conn_guard.probe import (
     probe_urls,
 )
 from conn_guard.probe.render import (
+    CURE_WITHOUT_PROJECT,
+    cure,
     render_error,
     render_probe_json,
     render_progress,
@@ -38,9 +41,6 @@ from conn_guard.sessions.report import Exit, RunError
 from conn_guard.sessions.stop import Stop
 from conn_guard.text import one_line, shown
 
-APP = "conn_guard"
-MIDDLEWARE = "conn_guard.middleware.ConnectionGuardMiddleware"
-ENGINE = "conn_guard.engine.postgresql"
 # Source: RFC 9110, section 5.6.2, a token.
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -91,7 +91,7 @@ class Command(arguments.OneLineCommand):
         add("--header", action="append", metavar="'NAME: VALUE'", help="Send this header.")
         add("--cookie", action="append", metavar="NAME=VALUE", help="Send this cookie.")
         add("--method", metavar="METHOD", help="Default: GET; POST with --data.")
-        add("--data", metavar="PATH", help="Send this file as the body of each request.")
+        add("--data", metavar="PATH", help="Send this file as the body, not by GET and HEAD.")
         add("--timeout", metavar="DURATION", help="Of one request. Default: 30s.")
         add("--settle", metavar="DURATION", help="The rest after each round. Default: 5s.")
         add(
@@ -184,6 +184,8 @@ class Command(arguments.OneLineCommand):
         method = str(options["method"] or ("POST" if has_body else "GET")).upper()
         if not _TOKEN.fullmatch(method):
             raise arguments.wrong(f"--method: {shown(method)} is no method. Write GET.")
+        if has_body and method in SAFE_METHODS:
+            raise arguments.wrong(f"--data: {method} has no body. Leave out --method for POST.")
         if method not in SAFE_METHODS and not (has_body or options["yes"]):
             raise arguments.wrong(
                 f"--method {method} may change data, as often as there are requests: name a body"
@@ -224,9 +226,14 @@ class Command(arguments.OneLineCommand):
             lines = render_probe_json(reports, exit_code=code, seconds=seconds)
         else:
             width = shutil.get_terminal_size().columns if self.stdout.isatty() else None
-            cure = _cure(alias) if self.reads_project else _cure_elsewhere()
-            lines = render_reports(reports, cure=cure, width=width)
+            lines = render_reports(reports, cure=self._cure(alias), width=width)
         self._print(lines)
+
+    def _cure(self, alias: str) -> str:
+        if not self.reads_project:
+            return CURE_WITHOUT_PROJECT
+        engine = str(connections.settings[alias]["ENGINE"])
+        return cure(alias, project.INSTALLED_APPS, project.MIDDLEWARE, engine)
 
     def _print(self, lines: Iterable[str]) -> None:
         with reader_may_leave(self.stdout):
@@ -302,29 +309,6 @@ def _data(path: object) -> bytes | None:
         return Path(str(path)).read_bytes()
     except OSError as error:
         raise arguments.wrong(f"--data: {shown(str(path))}: {error.strerror}.") from None
-
-
-def _cure(alias: str) -> str:
-    """Return what ends these leaks and isn't in the settings yet."""
-    if APP not in project.INSTALLED_APPS and f"{APP}.apps.ConnGuardConfig" not in (
-        project.INSTALLED_APPS
-    ):
-        return f"Add {APP!r} to INSTALLED_APPS, and {MIDDLEWARE!r} as the first of MIDDLEWARE."
-    if MIDDLEWARE not in project.MIDDLEWARE:
-        return f"Add {MIDDLEWARE!r} as the first of MIDDLEWARE."
-    if not str(project.DATABASES[alias]["ENGINE"]).startswith(f"{APP}.engine."):
-        return f"Set ENGINE = {ENGINE!r} in DATABASES[{alias!r}]."
-    return (
-        "These settings have app, middleware and engine: if the server runs with them, decorate"
-        " what its threads run with conn_guard.closing_connections."
-    )
-
-
-def _cure_elsewhere() -> str:
-    return (
-        f"In the server's settings, add {APP!r} to INSTALLED_APPS and {MIDDLEWARE!r} as the first"
-        f" of MIDDLEWARE; if that is not enough, set ENGINE = {ENGINE!r}."
-    )
 
 
 def _exit(reports: Sequence[UrlReport], stop: Stop) -> int:
