@@ -87,19 +87,30 @@ def leaks(session: nox.Session) -> None:
     """the leak matrix; arguments go to `python -m tests.leaks`"""
     install(session, "test", more=("uv",))
     session.run("python", "-m", "tests.leaks", *session.posargs)
+    session.run("python", "-m", "tools.pictures")
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """draw demo.svg and watch.svg in docs/images from runs, and check the links of all pages"""
+    """build the site of docs/ into dist/site, without a warning; arguments go to sphinx-build"""
+    install(session, "docs")
+    site = HERE / "dist" / "site"
+    session.run("python", "-m", "sphinx", "-qWE", "--keep-going", "docs", site, *session.posargs)
+    session.run("python", "-m", "tools.site_links", site)
+
+
+@nox.session
+def pictures(session: nox.Session) -> None:
+    """draw what is in docs/images: demo, watch and admin from runs, the others from their text"""
     install(session, "test")
+    session.run("python", "-m", "tools.pictures")
     picture = HERE / "docs" / "images" / "demo.svg"
     report = Path(session.virtualenv.location) / "report.html"
     demo = ["example_project/manage.py", "demo", "--report", str(report)]
     session.run("python", *demo, "--picture", str(picture))
     watched = picture.with_name("watch.svg")
     session.run("python", "example_project/manage.py", "picture_watch", str(watched))
-    session.run("python", "-m", "pytest", "-q", "tests/house/test_links.py")
+    session.run("python", "example_project/manage.py", "picture_admin", str(picture.parent))
 
 
 @nox.session

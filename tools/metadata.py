@@ -11,6 +11,8 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 BASE = "CONN_GUARD_REPOSITORY"
 """The variable with the repository's address, without a slash at its end."""
+DOCS = "CONN_GUARD_DOCS"
+"""The variable with the address of the published site, if there is one."""
 
 
 class ProjectMetadata(MetadataHookInterface):  # type: ignore[misc,unused-ignore]
@@ -41,7 +43,7 @@ def addresses(base: str) -> dict[str, str]:
         return {}
     return {
         "Source": base,
-        "Documentation": f"{base}/blob/HEAD/docs/README.md",
+        "Documentation": os.environ.get(DOCS) or f"{base}/blob/HEAD/docs/README.md",
         "Changelog": f"{base}/blob/HEAD/CHANGELOG.md",
         "Issues": f"{base}/issues",
     }

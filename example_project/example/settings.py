@@ -20,6 +20,7 @@ CONN_GUARD = env.json("CONN_GUARD", default={})
 
 INSTALLED_APPS = [
     *(["conn_guard"] if GUARD != "off" else []),
+    *(["conn_guard.contrib.admin"] if GUARD in ("middleware", "engine") else []),
     "annotations",
     "demo",
     "django.contrib.admin",

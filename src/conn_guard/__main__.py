@@ -23,7 +23,8 @@ usage: conn-guard [--dsn DSN] COMMAND [OPTION...]
   report   show which applications hold the sessions of a server, as conn_report does
   reap     end sessions that have been idle for too long, as idle_reaper does
   advise   print the SQL by which the server does this itself
-  check    check the server's settings and the role, as manage.py check --deploy does
+  check    check the server's settings and the role, as manage.py check --deploy does;
+           check ID explains the check of that id, such as E101, and needs no server
   probe    find the URL that leaks, as leak_probe does
   lint     name the lines of code that leak, as leak_lint does; it needs no server
 
@@ -70,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command, more = COMMANDS[name]
     if known.settings or known.pythonpath:
         _fail(f"conn-guard reads no project. Run manage.py {command} in the project.")
+    if name == "check" and options and not options[0].startswith("-"):
+        _explain(options)
+        return
     if name != "lint":
         _configure(known.dsn, os.environ)
     elif known.dsn is not None:
@@ -111,6 +115,16 @@ def _command(name: str) -> BaseCommand:
     command.idle_reaper = "conn-guard reap"
     command.reads_project = False
     return command  # type: ignore[no-any-return]
+
+
+def _explain(ids: Sequence[str]) -> None:
+    """Print the paragraphs about the checks *ids*."""
+    from conn_guard.checks.page import explain
+
+    try:
+        sys.stdout.write("\n".join(map(explain, ids)))
+    except LookupError as error:
+        _fail(str(error.args[0]))
 
 
 def _refuse_silence() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from socketserver import ThreadingMixIn
 from typing import Any
 
-from conn_guard import stacks
+from conn_guard import pages, stacks
 
 GRACE_S = 2.0
 """Seconds to wait for threads that are about to close their connection."""
@@ -125,7 +125,7 @@ def report(leaks: list[Opened]) -> str:
         )
     parts.append(
         "HINT: Close it where it was opened: decorate that function with"
-        " conn_guard.closing_connections. See docs/how-to/test-for-leaks.md."
+        f" conn_guard.closing_connections. See {pages.address('how-to/test-for-leaks.md')}."
     )
     return "\n".join(parts)
 

@@ -51,4 +51,6 @@ def said(id, settings, **others) -> str:  # noqa: A002
     assert LEVELS[message.level] == id[0]
     hint, address = message.hint.split(" See ")
     assert address == f"docs/reference/checks.md#{id.lower()}."
+    hint, _, command = hint.partition(" For more, type ")
+    assert command == f"conn-guard check {id}."
     return f"{message.msg} HINT: {hint}"

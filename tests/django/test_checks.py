@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from django.core.checks import run_checks
 
 from conn_guard import checks, conf
-from conn_guard.checks.page import page
+from conn_guard.checks.page import explain, page
 from conn_guard.checks.registry import RETIRED, table
 from conn_guard.checks.rules import RULES
 from conn_guard.text import shown
@@ -71,6 +72,36 @@ def test_every_address_in_a_hint_is_a_heading_of_the_page():
 def test_a_retired_id_keeps_its_paragraph(monkeypatch):
     monkeypatch.setitem(RETIRED, "W199", "W122 took its place.")
     assert page().endswith("## Retired\n\n### W199\n\nW122 took its place.\n")
+
+
+def test_a_check_is_explained_as_plain_text():
+    text = explain("E101")
+    assert explain("conn_guard.e101") == text
+    assert text.startswith("conn_guard.E101\n\nmax-age-type, Error, reported by manage.py check.\n")
+    assert "\nCure. Write a number of seconds, or None without quotes for no limit.\n" in text
+    assert text.endswith("\n\nPage: docs/reference/checks.md#e101\n")
+    assert [each for each in RULES if re.search(r"`|\*\*|###", explain(each))] == []
+
+
+def test_a_retired_id_is_explained(monkeypatch):
+    monkeypatch.setitem(RETIRED, "W199", "W122 took its place.")
+    assert explain("w199").startswith("conn_guard.W199\n\nW122 took its place.\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("E999", "I309, W308, W307"),
+        ("W101", "E101, W102, W103"),
+        ("conn_guard.W121", "I121, W120, W122"),
+        ("asgi_persistent", "W120, I121, I131"),
+        ("x", "E001, E002, E003"),
+    ],
+)
+def test_an_unknown_check_names_the_ids_that_are_near(name, near):
+    said = f"There is no check {name!r}. Near it: {near}."
+    with pytest.raises(LookupError, match=re.escape(said)):
+        explain(name)
 
 
 def test_a_rule_that_fails_says_nothing_and_is_logged(caplog):

@@ -16,7 +16,9 @@ LISTED = subprocess.run(
     text=True,
     check=False,
 ).stdout.split("\n")
-PAGES = [name for name in LISTED if name and (ROOT / name).exists()] or [
+# The page that this template makes is looked at itself.
+TEMPLATE = "tests/leaks/page.md"
+PAGES = [name for name in LISTED if name not in ("", TEMPLATE) and (ROOT / name).exists()] or [
     str(page.relative_to(ROOT)) for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
 ]
 

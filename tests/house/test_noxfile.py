@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -38,7 +39,7 @@ def test_nox_lists_the_sessions_and_the_cells():
     command = [sys.executable, "-m", "nox", "-f", str(ROOT / "noxfile.py"), "--list"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     names = {line.split(" ")[1] for line in done.stdout.splitlines() if line[:2] in ("* ", "- ")}
-    assert {"lint", "types", "wheel", "leaks", "docs", "bench", "pin"} <= names
+    assert {"lint", "types", "wheel", "leaks", "docs", "pictures", "bench", "pin"} <= names
     assert "matrix(py3.10-django4.2-psycopg2-pg14)" in names
 
 
@@ -47,6 +48,20 @@ def test_the_quick_matrix_has_a_new_django_with_psycopg2_for_the_reaper(noxfile)
     (paths,) = [quick[cell] for cell in quick if (cell.django, cell.driver) == ("5.2", "psycopg2")]
     assert "tests/postgres/test_reaper.py" in paths
     assert "tests/postgres/test_server_checks.py" in paths
+
+
+def test_the_classifiers_are_the_matrix(noxfile):
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def named(prefix: str) -> list[str]:
+        found = (each.removeprefix(prefix) for each in project["classifiers"])
+        return [each for each in found if re.fullmatch(r"\d\.\d+", each)]
+
+    assert named("Programming Language :: Python :: ") == [*noxfile.PYTHONS]
+    assert named("Framework :: Django :: ") == [*noxfile.DJANGOS]
+    assert project["requires-python"] == f">={next(iter(noxfile.PYTHONS))}"
+    assert project["dependencies"] == [f"Django>={next(iter(noxfile.DJANGOS))}"]
 
 
 def test_a_cell_is_listed_once(noxfile):

@@ -1,4 +1,4 @@
-"""The wheel and the sdist hold the package alone, and leave a project's driver as it is."""
+"""The wheel and the sdist hold what is tested, and leave a project's driver as it is."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ import re
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 import conn_guard
+from tools.metadata import addresses
 
 ROOT = Path(__file__).resolve().parents[2]
+BASE = "https://forge.example/owner/conn-guard"
 SETTINGS = """
 from importlib.util import find_spec
 import django
@@ -39,6 +46,38 @@ def built(run, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> Path:
+    """A folder with the wheel as a release makes it."""
+    folder = tmp_path_factory.mktemp("released")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "--directory", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "CONN_GUARD_REPOSITORY": BASE},
+        check=True,
+        capture_output=True,
+    )
+    return folder
+
+
+@contextmanager
+def index(folder: Path, *files: Path) -> Iterator[str]:
+    """Serve *files* as a simple package index, and give its address."""
+    project = folder / "simple" / "conn-guard"
+    project.mkdir(parents=True)
+    for file in files:
+        (project / file.name).write_bytes(file.read_bytes())
+    names = "".join(f'<a href="{file.name}">{file.name}</a>' for file in files)
+    (project / "index.html").write_text(f"<!DOCTYPE html><title>conn-guard</title>{names}")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/simple/"
+        finally:
+            server.shutdown()
+
+
 def metadata_of(folder: Path) -> str:
     (wheel,) = folder.glob("*.whl")
     (name,) = [n for n in zipfile.ZipFile(wheel).namelist() if n.endswith(".dist-info/METADATA")]
@@ -53,6 +92,18 @@ def test_the_wheel_holds_the_package_alone(built):
         f"conn_guard-{conn_guard.__version__}.dist-info",
     }
     assert {"conn_guard/py.typed", "conn_guard/management/commands/idle_reaper.py"} <= set(names)
+
+
+def test_the_wheel_holds_the_files_of_the_admin_page(built):
+    (wheel,) = built.glob("*.whl")
+    source = ROOT / "src"
+    files = {
+        str(each.relative_to(source))
+        for suffix in ("html", "css", "js")
+        for each in source.glob(f"conn_guard/contrib/admin/**/*.{suffix}")
+    }
+    assert len(files) >= 3
+    assert files <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_the_sdist_holds_the_package_and_its_papers_alone(built):
@@ -72,6 +123,35 @@ def test_the_sdist_holds_the_package_and_its_papers_alone(built):
     assert "src" in parts
 
 
+def test_the_index_would_take_wheel_and_sdist(built, run):
+    pytest.importorskip("twine", reason="the session wheel has twine")
+    said = run(sys.executable, "-m", "twine", "check", "--strict", *sorted(built.iterdir()))
+    assert said.count("PASSED") == 2
+
+
+def test_wheel_and_sdist_hold_the_tested_files_unchanged(built, run, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    (sdist,) = built.glob("*.tar.gz")
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "src")
+    tested = {name.removeprefix("src/"): (ROOT / name).read_bytes() for name in listed.split("\n")}
+    archive = zipfile.ZipFile(wheel)
+    packed = {name: archive.read(name) for name in archive.namelist() if "dist-info" not in name}
+    assert packed == tested
+    with tarfile.open(sdist) as opened:
+        opened.extractall(tmp_path, filter="data")
+    (folder,) = tmp_path.iterdir()
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "--directory", str(tmp_path)],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    rebuilt = zipfile.ZipFile(tmp_path / wheel.name)
+    assert {name: rebuilt.read(name) for name in rebuilt.namelist()} == {
+        name: archive.read(name) for name in archive.namelist()
+    }
+
+
 def test_django_is_the_only_hard_dependency(built):
     needs = [
         line
@@ -86,27 +166,35 @@ def test_without_an_address_the_wheel_names_none(built):
     assert "](docs/README.md)" in metadata_of(built)
 
 
-def test_the_links_of_a_release_lead_to_the_repository(tmp_path):
-    base = "https://forge.example/owner/conn-guard"
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "--directory", str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "CONN_GUARD_REPOSITORY": base},
-        check=True,
-        capture_output=True,
-    )
-    metadata = metadata_of(tmp_path)
-    assert f"Project-URL: Source, {base}\n" in metadata
-    assert f"]({base}/blob/HEAD/docs/README.md)" in metadata
-    assert f"]({base}/raw/HEAD/docs/images/demo.svg)" in metadata
+def test_the_links_of_a_release_lead_to_the_repository(released):
+    metadata = metadata_of(released)
+    assert f"Project-URL: Source, {BASE}\n" in metadata
+    assert f"]({BASE}/blob/HEAD/docs/README.md)" in metadata
+    assert f"]({BASE}/raw/HEAD/docs/images/demo.svg)" in metadata
     links = re.findall(r"\]\(([^)]+)\)", metadata)
     assert all(re.match(r"https?://|#", link) for link in links), links
 
 
-def test_the_wheel_beside_psycopg2_leaves_django_on_psycopg2(built, run, fresh_python):
-    (wheel,) = built.glob("*.whl")
-    host = fresh_python(wheel, "psycopg2-binary")
+def test_a_published_site_is_the_address_of_the_documentation(monkeypatch):
+    assert addresses(BASE)["Documentation"] == f"{BASE}/blob/HEAD/docs/README.md"
+    monkeypatch.setenv("CONN_GUARD_DOCS", "https://docs.example/stable")
+    assert addresses(BASE)["Documentation"] == "https://docs.example/stable"
+
+
+def test_a_release_from_an_index_leaves_django_on_psycopg2(released, run, fresh_python, tmp_path):
+    (wheel,) = released.glob("*.whl")
+    host = fresh_python("django", "psycopg2-binary")
+    pip = [sys.executable, "-m", "pip", "--isolated", "--python", str(host), "install"]
+    with index(tmp_path / "index", wheel) as address:
+        subprocess.run(
+            [*pip, "--no-cache-dir", "--index-url", address, "conn-guard"],
+            env={**os.environ, "PIP_CONFIG_FILE": os.devnull},
+            check=True,
+            capture_output=True,
+        )
     assert run(host, "-I", "-c", SETTINGS) == "psycopg2 None"
+    text = run(host.parent / "conn-guard", "check", "E101")
+    assert text.endswith(f"Page: {BASE}/blob/HEAD/docs/reference/checks.md#e101")
 
 
 @pytest.mark.parametrize(

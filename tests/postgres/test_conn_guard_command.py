@@ -194,6 +194,20 @@ def test_help_and_version_need_no_server(conn_guard):
     assert re.fullmatch(r"conn-guard [\d.]+\n", conn_guard("--version").stdout)
 
 
+def test_a_check_is_explained_without_a_server(conn_guard):
+    done = conn_guard("check", "E101", "conn_guard.w120")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.findall(r"^conn_guard\.\w+$", done.stdout, re.MULTILINE) == [
+        "conn_guard.E101",
+        "conn_guard.W120",
+    ]
+    done = conn_guard("check", "E1o1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"CommandError: There is no check 'E1o1'\. Near it: \w{4}, \w{4}, \w{4}\.\n", done.stderr
+    )
+
+
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "conn-guard.md").read_text("utf-8")
 
 

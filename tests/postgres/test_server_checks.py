@@ -70,6 +70,8 @@ def found(alias: str, *, deploy: bool = False) -> dict[str, str]:
         assert LEVELS[message.level] == id[0]
         hint, address = message.hint.split(" See ")
         assert address == f"docs/reference/checks.md#{id.lower()}."
+        hint, _, command = hint.partition(" For more, type ")
+        assert command == f"conn-guard check {id}."
         texts[id] = f"{message.msg} HINT: {hint}".replace(alias, "app")
     assert len(texts) == len(said)
     return texts

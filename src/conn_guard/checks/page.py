@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 
-from conn_guard.checks.registry import RETIRED, Rule, Subject
+from conn_guard.checks.registry import RETIRED, Rule, Subject, address
 from conn_guard.checks.rules import RULES
 
 LEVELS = {"E": "Error", "W": "Warning", "I": "Info"}
@@ -23,6 +24,7 @@ INTRODUCTION = """\
 # System checks
 
 This page is made from the table that the code runs: `python -m conn_guard.checks > docs/reference/checks.md`.
+`conn-guard check E101` prints the paragraph about E101, without a network.
 
 ## When they run
 
@@ -60,6 +62,30 @@ def page() -> str:
         parts.append("## Retired\n")
         parts += [f"### {each}\n\n{text}\n" for each, text in sorted(RETIRED.items())]
     return "\n".join(parts)
+
+
+def explain(name: str) -> str:
+    """Return the paragraph about the check *name*, such as ``E101``, as plain text.
+
+    Raises LookupError, with the ids that are near, if there is no such check.
+    """
+    words = {id.lower(): id for id in (*RULES, *RETIRED)}  # noqa: A001
+    asked = name.lower().removeprefix("conn_guard.")
+    id = words.get(asked)  # noqa: A001
+    if id is None:
+        raise LookupError(f"There is no check {name!r}. Near it: {', '.join(_near(asked))}.")
+    lines = _paragraph(RULES[id]) if id in RULES else (f"### {id}\n", f"{RETIRED[id]}\n")
+    text = "\n".join(lines).replace("### ", "conn_guard.").replace("**", "").replace("`", "")
+    return f"{text}\nPage: {address(id)}\n"
+
+
+def _near(name: str) -> list[str]:
+    """Return the ids of the checks whose number or slug is nearest to *name*."""
+    slugs = {rule.slug: id for id, rule in RULES.items()}  # noqa: A001
+    if alike := get_close_matches(name, slugs, cutoff=0.5):
+        return [slugs[each] for each in alike]
+    number = int("".join(re.findall(r"[0-9]", name)[:9]) or 0)
+    return sorted(RULES, key=lambda id: abs(int(id[1:]) - number))[:3]  # noqa: A006
 
 
 def _paragraph(rule: Rule) -> Iterator[str]:

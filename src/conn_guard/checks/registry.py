@@ -9,9 +9,10 @@ from typing import Literal
 
 from django.core.checks import ERROR, INFO, WARNING, CheckMessage
 
+from conn_guard import pages
+
 logger = logging.getLogger("conn_guard.checks")
 
-PAGE = "docs/reference/checks.md"
 LEVELS = {"E": ERROR, "W": WARNING, "I": INFO}
 
 Found = tuple[str, str]
@@ -74,10 +75,17 @@ def table(*groups: Iterable[Rule]) -> dict[str, Rule]:
 
 
 def message_of(id: str, message: str, hint: str) -> CheckMessage:  # noqa: A002
-    """Return Django's message for *id*, at its letter's level and with its paragraph's address."""
-    return CheckMessage(
-        LEVELS[id[0]], message, hint=f"{hint} See {PAGE}#{id.lower()}.", id=f"conn_guard.{id}"
-    )
+    """Return Django's message for *id*, at its letter's level.
+
+    The hint ends with what prints the paragraph about *id*, and with the paragraph's address.
+    """
+    more = f"For more, type conn-guard check {id}. See {address(id)}."
+    return CheckMessage(LEVELS[id[0]], message, hint=f"{hint} {more}", id=f"conn_guard.{id}")
+
+
+def address(id: str) -> str:  # noqa: A002
+    """Return the address of the paragraph about *id*."""
+    return pages.address(f"reference/checks.md#{id.lower()}")
 
 
 def log(message: CheckMessage) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from conn_guard import pages
+
 NO_SUPERUSER = "make the application's role NOSUPERUSER, because no limit binds a superuser"
 RESERVE = "set reserved_connections and GRANT pg_use_reserved_connections to a reaper role"
 LIMIT = (
     "set a CONNECTION LIMIT on the application's roles, or let idle_reaper --every keep its one"
     " session open"
 )
-PAGE = "docs/how-to/no-slot-left.md"
 
 
 def advice(
@@ -34,7 +35,7 @@ def advice(
     lasting = _lasting(is_16=is_full, version_num=version_num, is_superuser=is_superuser)
     return (
         f"{first} {now}: {_at_once(role, aliases, is_superuser=is_superuser)}."
-        f" To prevent it: {lasting}. More: {PAGE}"
+        f" To prevent it: {lasting}. More: {pages.address('how-to/no-slot-left.md')}"
     )
 
 
