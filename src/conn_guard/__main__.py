@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from django.conf import settings
@@ -27,6 +26,7 @@ usage: conn-guard [--dsn DSN] COMMAND [OPTION...]
   check    check the server's settings and the role, as manage.py check --deploy does;
            check ID explains the check of that id, such as E101, and needs no server
   probe    find the URL that leaks, as leak_probe does
+  lint     name the lines of code that leak, as leak_lint does; it needs no server
 
 The server is the one of --dsn, of DATABASE_URL, or of libpq's PG* variables and service files.
 A DSN is postgresql://USER@HOST:PORT/DATABASE or host=HOST dbname=DATABASE.
@@ -38,6 +38,7 @@ COMMANDS = {
     "advise": ("idle_reaper", ["--advise"]),
     "check": ("check", ["--database", "default", "--deploy", "--tag", "database"]),
     "probe": ("leak_probe", []),
+    "lint": ("leak_lint", []),
 }
 # The parser's message would show the argument, and the password in it.
 _DSN = re.compile(r"[a-z+]+://|.*\bpassword\s*=", re.IGNORECASE)
@@ -70,12 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command, more = COMMANDS[name]
     if known.settings or known.pythonpath:
         _fail(f"conn-guard reads no project. Run manage.py {command} in the project.")
-    if command == "leak_probe" and not find_spec("conn_guard.management.commands.leak_probe"):
-        _fail(f"conn_guard {__version__} has no leak_probe.")
     if name == "check" and options and not options[0].startswith("-"):
         _explain(options)
         return
-    _configure(known.dsn, os.environ)
+    if name != "lint":
+        _configure(known.dsn, os.environ)
+    elif known.dsn is not None:
+        _fail("lint reads files and no server. Leave --dsn out.")
     if name == "check" and not {"-h", "--help"}.intersection(options):
         _refuse_silence()
     _command(command).run_from_argv(["conn-guard", name, *more, *options])
@@ -111,6 +113,7 @@ def _command(name: str) -> BaseCommand:
     """Return the command *name*, which shows commands as they are typed here."""
     command: Any = load_command_class("django.core" if name == "check" else "conn_guard", name)
     command.idle_reaper = "conn-guard reap"
+    command.reads_project = False
     return command  # type: ignore[no-any-return]
 
 

@@ -18,7 +18,7 @@ import conn_guard, conn_guard.sessions.census, conn_guard.sessions.stamp
 import conn_guard.sessions.render.advice, conn_guard.sessions.render.json
 import conn_guard.sessions.render.html, conn_guard.sessions.render.report_json
 import conn_guard.sessions.render.metrics, conn_guard.sessions.render.text
-import conn_guard.sessions.render.report_text
+import conn_guard.sessions.render.report_text, conn_guard.probe.render
 print(conn_guard.__version__)
 """
 
@@ -40,6 +40,6 @@ def test_another_name_is_refused():
 def test_the_tests_of_the_pure_modules_pass_where_django_is_not_installed(run, fresh_python):
     paths = [
         f"tests/core/test_{room}.py"
-        for room in ("census", "policy", "refused", "report", "session", "stamp")
+        for room in ("census", "policy", "probe", "refused", "report", "session", "stamp")
     ]
     assert " passed" in run(fresh_python("pytest", "hypothesis"), "-m", "pytest", "-q", *paths)

@@ -167,7 +167,7 @@ def test_dsn_comes_before_database_url_and_may_stand_before_the_command(conn_gua
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("command", ["report", "reap", "advise", "check"])
+@pytest.mark.parametrize("command", ["report", "reap", "advise", "check", "probe"])
 def test_each_command_shows_its_options(conn_guard, command):
     done = conn_guard(command, "--help")
     assert (done.returncode, done.stderr) == (0, "")
@@ -182,10 +182,11 @@ def test_the_options_of_reap_are_those_of_idle_reaper(conn_guard):
     assert shown == known
 
 
-def test_probe_is_refused_in_one_line_where_this_version_has_none(conn_guard):
-    done = conn_guard("probe", "http://127.0.0.1/")
+def test_probe_takes_urls(conn_guard, url):
+    pytest.importorskip("aiohttp")
+    done = conn_guard("probe", "--dsn", url, "http://192.0.2.1/")
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"CommandError: conn_guard \S+ has no leak_probe\.\n", done.stderr)
+    assert re.fullmatch(r"CommandError: 192\.0\.2\.1 is not this machine\. .*\n", done.stderr)
 
 
 def test_help_and_version_need_no_server(conn_guard):

@@ -71,6 +71,8 @@ _STATE_LEFT_TO_PARENT = (
 _AUTO_IDLE_S = 60.0
 # With a limit near zero the reclaimer would never sleep.
 _MIN_IDLE_S = 0.01
+# Seconds until the next attempt to close a connection that is held too long and in use.
+_HELD_RETRY_S = 1.0
 _CONNECT_ATTEMPTS = 3
 # Module-level names, because every query pays for an attribute lookup.
 _getpid = os.getpid
@@ -194,10 +196,13 @@ class GuardedWrapper(_Base):
                 timezone=self.timezone_name,
                 isolation=self.isolation_level.name.replace("_", " ").lower(),
             )
-            held_for = conf.current().report_held_for
-            if held_for is not None:
+            settings = conf.current()
+            if settings.report_held_for is not None:
                 lease.opener = Opener(
-                    self.alias, lease.raw.info.backend_pid, held_for.total_seconds()
+                    self.alias,
+                    lease.raw.info.backend_pid,
+                    settings.report_held_for.total_seconds(),
+                    closes=settings.held_for_action == "close",
                 )
             lease.used_at = _monotonic()
             reclaimer.register(
@@ -374,11 +379,11 @@ class GuardedWrapper(_Base):
     def check_due(self, now: float) -> float:
         """Report or close the connection if that is due at *now*; return when to check next."""
         lease = self.lease
-        return (
-            math.inf
-            if lease is None
-            else min(lease.report_if_held(now), self._close_if_idle(lease, now))
-        )
+        if lease is None:
+            return math.inf
+        # The report comes first, because it can't be logged while the lock is held.
+        reports_at = lease.report_if_held(now)
+        return min(reports_at, self._close_if_held(lease, now), self._close_if_idle(lease, now))
 
     def leave_to_parent(self) -> None:
         """In a forked child: leave the session to the parent and go on without a connection."""
@@ -397,32 +402,54 @@ class GuardedWrapper(_Base):
                 self.closed_in_transaction = True
                 self.needs_rollback = True
 
+    def _close_if_held(self, lease: Lease, now: float) -> float:
+        opener = lease.opener
+        if opener is None or now < opener.close_at:
+            return math.inf if opener is None else opener.close_at
+        if self._close_at_rest(lease, unused_since=now - _MIN_IDLE_S, for_held=opener):
+            return math.inf
+        # A session that was found to hold state keeps it in most cases, and each question costs
+        # the server a query.
+        holds_state = lease.asked_at_use == lease.used_at
+        retry_s = opener.held_for_s if holds_state else min(opener.held_for_s, _HELD_RETRY_S)
+        opener.close_at = now + retry_s
+        return opener.close_at
+
     def _close_if_idle(self, lease: Lease, now: float) -> float:
         idle_at = lease.used_at + lease.idle_for_s
         if now < idle_at:
             return idle_at
+        if self._close_at_rest(lease, unused_since=now - lease.idle_for_s):
+            return math.inf
         # Check again one full idle period from now, whatever the reason to spare it.
-        again_at = now + lease.idle_for_s
+        return now + lease.idle_for_s
+
+    def _close_at_rest(
+        self, lease: Lease, *, unused_since: float, for_held: Opener | None = None
+    ) -> bool:
+        """Close the connection if it is at rest and holds no state; return whether it did."""
         # Behind a transaction pooler a client holds no session state, and the query would run on
         # another client's session.
         shared = conf.current().pooler.get(self.alias) == "transaction"
         if lease.asked_at_use == lease.used_at or not self.lock.acquire(blocking=False):
-            return again_at
+            return False
         try:
             if (
                 self.lease is not lease
-                or lease.used_at + lease.idle_for_s > now
+                or lease.used_at > unused_since
                 or not self._is_reclaimable(lease)
             ):
-                return again_at
+                return False
             lease.asked_at_use = lease.used_at
             pinned = bool(self.conn_guard_pins) or lease.driver_connection.has_own_adapters()
             if (pinned or not shared) and lease.holds_state(pinned=pinned):
-                return again_at
+                return False
+            if for_held is not None:
+                for_held.closed_by_engine = True
             closing.abandon(self, "idle")
         finally:
             self.lock.release()
-        return math.inf
+        return True
 
     def _is_reclaimable(self, lease: Lease) -> bool:
         # With AUTOCOMMIT off in the settings, a connection between two transactions may still be in

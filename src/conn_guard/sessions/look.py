@@ -63,6 +63,7 @@ class Observer(ServerClient):
         policy: Policy,
         *,
         pooled: bool = False,
+        application_name: str = REPORT_APPLICATION,
         stop: Stop | None = None,
         tell: Callable[[str], None] | None = None,
     ) -> None:
@@ -71,7 +72,7 @@ class Observer(ServerClient):
         Only a login that fails is told: everything else is in the snapshot.
         """
         super().__init__(
-            alias, pooled=pooled, application_name=REPORT_APPLICATION, stop=stop, tell=tell
+            alias, pooled=pooled, application_name=application_name, stop=stop, tell=tell
         )
         self._policy = policy
 

@@ -148,9 +148,14 @@ class Server:
         self.session = session
         self._is_prepared = False
 
-    def list_sessions(self) -> list[Session]:
-        """Return every session of the server, the longest idle first."""
+    def list_sessions(self, *, holdings: bool = True) -> list[Session]:
+        """Return every session of the server, the longest idle first.
+
+        Without *holdings*, locks and temporary tables are not asked for, which takes less time.
+        """
         sessions = [_session(row) for row in self.session.rows(LIST)]
+        if not holdings:
+            return sessions
         lock_holders = {row["pid"] for row in self.session.rows(ADVISORY_LOCK_HOLDERS)}
         temp_holders = (
             {row["pid"] for row in self.session.rows(TEMP_TABLE_HOLDERS)}

@@ -12,7 +12,9 @@ REAPER_APPLICATION = "conn_guard:idle_reaper"
 """The application_name of the reaper's own session; other reapers spare it by this name."""
 REPORT_APPLICATION = "conn_guard:report"
 """The application_name of the report's own session, which counts as a slot and nowhere else."""
-OWN_APPLICATIONS = (REAPER_APPLICATION, REPORT_APPLICATION)
+PROBE_APPLICATION = "conn_guard:leak_probe"
+"""The application_name of the probe's own session."""
+OWN_APPLICATIONS = (REAPER_APPLICATION, REPORT_APPLICATION, PROBE_APPLICATION)
 
 
 class State(Enum):

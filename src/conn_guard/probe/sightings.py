@@ -1,0 +1,209 @@
+"""Remembers the sessions that a probe saw, look by look, and tells their fate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import Enum
+
+from conn_guard.sessions.groups import Row
+from conn_guard.sessions.session import IN_TRANSACTION, State
+
+Key = tuple[int, datetime | None]
+"""The pid and the start of a session: a pid alone is given to another session later."""
+
+_AT_REST = (State.IDLE, *IN_TRANSACTION)
+
+
+class Mark(Enum):
+    """A moment of a probe at which it looked."""
+
+    BEFORE = "before the first round"
+    LOADED = "when a round's last answer was there"
+    QUIET = "when work after the answers should be over"
+    RESTED = "at the end of a rest"
+
+
+@dataclass(frozen=True)
+class Look:
+    """The sessions of the probed application at one moment of the server's clock."""
+
+    at: datetime
+    rows: tuple[Row, ...]
+
+    @property
+    def by_key(self) -> dict[Key, Row]:
+        """The rows by session."""
+        return {key(each): each for each in self.rows}
+
+
+def key(row: Row) -> Key:
+    """Return the identity of the session of *row*."""
+    return row.session.pid, row.session.backend_start
+
+
+@dataclass
+class Sightings:
+    """Every session that the looks at one target saw."""
+
+    before: Look
+    marks: dict[tuple[Mark, int], Look] = field(default_factory=dict)
+    """The looks at the marks of round 1 and round 2."""
+    peak: int = 0
+    latest: Look = field(init=False)
+    last_rows: dict[Key, Row] = field(default_factory=dict)
+    stirred: set[tuple[Key, datetime | None]] = field(default_factory=set)
+    """Each session with each time at which it began or ended a statement."""
+
+    def __post_init__(self) -> None:
+        self.latest = self.before
+        self.add(self.before)
+
+    def add(self, look: Look) -> None:
+        """Remember *look*."""
+        self.peak = max(self.peak, len(look.rows))
+        self.latest = look
+        for row in look.rows:
+            self.last_rows[key(row)] = row
+            self.stirred.add((key(row), row.session.state_change))
+
+    def mark(self, mark: Mark, number: int, look: Look) -> None:
+        """Remember *look* as the one at *mark* of round *number*."""
+        self.marks[mark, number] = look
+        self.add(look)
+
+    def unused_since_first_round(self, longest: timedelta) -> list[Row]:
+        """Return the sessions that the first round opened and nothing used again.
+
+        One that has ended meanwhile counts if it was used for at most *longest*, which is one
+        request: Python's garbage collector ended it, late. None before the second round is over.
+        """
+        rested = self.marks.get((Mark.RESTED, 1))
+        quiet = self.marks.get((Mark.QUIET, 1))
+        if rested is None or quiet is None or (Mark.QUIET, 2) not in self.marks:
+            return []
+        there = self.latest.by_key
+        return [
+            row
+            for each, row in rested.by_key.items()
+            if each not in self.before.by_key
+            and opened(row) <= quiet.at
+            and row.session.state in _AT_REST
+            and self.last_rows[each].session.state_change == row.session.state_change
+            and (each in there or _used_for(row) <= longest)
+        ]
+
+    def used_again(self, longest: timedelta) -> list[Row]:
+        """Return the sessions that rested and were used again, by another request.
+
+        Of those from before the probe, only the ones that its rounds used and its rests didn't.
+        """
+        rested, quiet = self.marks.get((Mark.RESTED, 1)), self.marks.get((Mark.QUIET, 2))
+        if rested is None or quiet is None:
+            return []
+        earlier, older = rested.by_key, self.before.by_key
+        return [
+            row
+            for each, row in self.latest.by_key.items()
+            if (
+                _stirred_at(row) > _stirred_at(earlier[each])
+                if each in earlier
+                else _used_for(row) > longest
+            )
+            and (each not in older or _stirred_at(row) <= quiet.at)
+        ]
+
+    def once_used_in_second_round(self, longest: timedelta) -> list[Row]:
+        """Return the sessions that the second round opened, one request used, and that stayed."""
+        rested, quiet = self.marks.get((Mark.RESTED, 1)), self.marks.get((Mark.QUIET, 2))
+        if rested is None or quiet is None:
+            return []
+        return [
+            row
+            for each, row in self.latest.by_key.items()
+            if each not in rested.by_key
+            and opened(row) <= quiet.at
+            and row.session.state in _AT_REST
+            and _used_for(row) <= longest
+        ]
+
+    def stayed(self) -> list[Row]:
+        """Return the sessions of the last look that were opened since the first."""
+        older = self.before.by_key
+        return [row for each, row in self.latest.by_key.items() if each not in older]
+
+    def opened_in_rests(self) -> list[Row]:
+        """Return the sessions that were opened while the probe sent nothing."""
+        spans = [(quiet.at, rested.at) for quiet, rested in self._rests()]
+        return [
+            row
+            for row in self.last_rows.values()
+            if any(start < opened(row) <= end for start, end in spans)
+        ]
+
+    def left_by_others(self) -> float:
+        """Return how many sessions other traffic leaves unused in a first round's time."""
+        rests = list(self._rests())
+        loaded = self.marks.get((Mark.LOADED, 1))
+        if not rests or loaded is None:
+            return 0.0
+        quiet, rested = rests[0]
+        there = self.latest.by_key
+        left = sum(
+            quiet.at < opened(row) <= rested.at
+            and each in there
+            and _stirred_at(there[each]) == _stirred_at(row)
+            for each, row in rested.by_key.items()
+        )
+        watched = (rested.at - quiet.at).total_seconds() or 1.0
+        return left / watched * (quiet.at - self.before.at).total_seconds()
+
+    @property
+    def worked(self) -> bool:
+        """Whether more work was seen in the rounds than other traffic explains."""
+        loads = [(self.before.at, look.at) for look in self._at(Mark.QUIET, 1)]
+        loads += [
+            (rested.at, quiet.at)
+            for rested in self._at(Mark.RESTED, 1)
+            for quiet in self._at(Mark.QUIET, 2)
+        ]
+        if not loads:
+            loads = [(self.before.at, self.latest.at)]
+        rests = [(quiet.at, rested.at) for quiet, rested in self._rests()]
+        in_loads, in_rests = self._stirs(loads), self._stirs(rests)
+        if not in_rests:
+            return in_loads > 0
+        return in_loads >= 3 + 2 * in_rests * _seconds(loads) / _seconds(rests)
+
+    def _stirs(self, spans: Iterable[tuple[datetime, datetime]]) -> int:
+        spans = list(spans)
+        return sum(any(start < at <= end for start, end in spans) for _, at in self.stirred if at)
+
+    def _rests(self) -> Iterator[tuple[Look, Look]]:
+        for number in (1, 2):
+            quiet = self.marks.get((Mark.QUIET, number))
+            rested = self.marks.get((Mark.RESTED, number))
+            if quiet and rested:
+                yield quiet, rested
+
+    def _at(self, mark: Mark, number: int) -> Iterator[Look]:
+        if (mark, number) in self.marks:
+            yield self.marks[mark, number]
+
+
+def opened(row: Row) -> datetime:
+    """Return when the session of *row* was opened, on the server's clock."""
+    return row.session.backend_start or row.session.observed_at
+
+
+def _stirred_at(row: Row) -> datetime:
+    return row.session.state_change or row.session.observed_at
+
+
+def _used_for(row: Row) -> timedelta:
+    return row.used_for or timedelta(0)
+
+
+def _seconds(spans: Iterable[tuple[datetime, datetime]]) -> float:
+    return sum((end - start).total_seconds() for start, end in spans) or 1.0

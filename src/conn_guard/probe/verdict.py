@@ -1,0 +1,278 @@
+"""Judges a URL by the sessions that its load left and by the answers that it got."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import Enum
+
+from conn_guard.probe.options import Mode, Options
+from conn_guard.probe.sightings import Sightings, key
+from conn_guard.probe.targets import Target
+from conn_guard.sessions.groups import Field, Row
+from conn_guard.sessions.report import Slots
+from conn_guard.sessions.session import IN_TRANSACTION
+
+FAILED_PERCENT = 1
+"""Percent of the requests from which on failures make the verdict unclear."""
+SILENT = (
+    "no session was opened or used during the load: the URL asks no database, or the alias isn't"
+    " the server's (name another with --database)"
+)
+
+
+class Verdict(Enum):
+    """The judgement on a URL."""
+
+    LEAKS = "leaks"
+    KEEPS = "keeps"
+    CLEAN = "clean"
+    UNCLEAR = "unclear"
+
+
+def is_refusal(status: int) -> bool:
+    """Return whether an answer with *status* sends the client elsewhere or refuses it."""
+    return 300 <= status < 500 and status != 304
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requests:
+    """The requests of both rounds and their answers."""
+
+    statuses: Mapping[int, int] = field(default_factory=dict)
+    failures: Mapping[str, int] = field(default_factory=dict)
+    """Requests without a status, by reason."""
+    cut: int = 0
+    location: str = ""
+    unreachable: str = ""
+    longest: timedelta = timedelta(0)
+
+    @property
+    def sent(self) -> int:
+        """The number of requests."""
+        return sum(self.statuses.values()) + sum(self.failures.values())
+
+    @property
+    def errors(self) -> int:
+        """The number of requests with no answer, or with one from 500 on."""
+        failed = sum(count for status, count in self.statuses.items() if status >= 500)
+        return failed + sum(self.failures.values())
+
+    @property
+    def refused(self) -> int:
+        """The number of answers that sent the client elsewhere or refused it."""
+        return sum(count for status, count in self.statuses.items() if is_refusal(status))
+
+
+@dataclass(frozen=True, kw_only=True)
+class UrlReport:
+    """The result for one URL in one mode.
+
+    *before*, *peak* and *left* count the application's sessions before the first round, at most,
+    and after the last rest.
+    """
+
+    target: Target
+    mode: Mode
+    verdict: Verdict = Verdict.UNCLEAR
+    why: str = ""
+    requests: Requests = field(default_factory=Requests)
+    before: int = 0
+    peak: int = 0
+    left: int = 0
+    leaked: int = 0
+    leaked_in_transaction: int = 0
+    reused: int = 0
+    application_names: Sequence[str] = ()
+    """The names without the engine's stamp."""
+    last: Sequence[str] = ()
+    """The shapes of the last statements of the leaked sessions, else of those left."""
+    views: Sequence[str] = ()
+    """The views that opened the leaked sessions, where the engine's stamp names them."""
+    slots_total: int | None = None
+    saw_work: bool = False
+    """Whether sessions were seen that the load opened or used."""
+    is_silent: bool = False
+    """Whether the verdict is unclear for the lack of such sessions alone."""
+
+    @property
+    def is_unreachable(self) -> bool:
+        """Whether no connection to the web server could be made."""
+        return bool(self.requests.unreachable)
+
+
+def judge(
+    target: Target,
+    mode: Mode,
+    options: Options,
+    *,
+    seen: Sightings,
+    requests: Requests,
+    slots: Slots | None,
+    stopped: bool = False,
+) -> UrlReport:
+    """Return the report on *target*, of which *seen* and *requests* were observed.
+
+    *slots* is the fullest limit at its fullest moment. *stopped*: the probe was interrupted.
+    """
+    unused = seen.unused_since_first_round(requests.longest)
+    others = seen.left_by_others()
+    # Twice: the rest in which the others were counted is short, and traffic comes in bursts.
+    leaks = len(unused) - 2 * others >= options.least_leaked
+    used_again = seen.used_again(requests.longest)
+    stayed = seen.stayed()
+    verdict, why = (
+        (Verdict.LEAKS, _leak(unused, seen, options, others))
+        if leaks
+        else _other_verdict(options, seen, requests, slots, stopped=stopped)
+    )
+    shown = unused or stayed
+    return UrlReport(
+        target=target,
+        mode=mode,
+        verdict=verdict,
+        why=why,
+        requests=requests,
+        before=len(seen.before.rows),
+        peak=seen.peak,
+        left=len(seen.latest.rows),
+        leaked=len(unused),
+        leaked_in_transaction=sum(each.session.state in IN_TRANSACTION for each in unused),
+        reused=len(used_again),
+        application_names=_most_common(
+            each.session.application for each in seen.last_rows.values()
+        ),
+        last=_most_common(each.last for each in shown),
+        views=_most_common(Field.VIEW.of(each) for each in unused),
+        slots_total=slots.total if slots else None,
+        saw_work=seen.worked,
+        is_silent=why == SILENT,
+    )
+
+
+def _leak(unused: Sequence[Row], seen: Sightings, options: Options, others: float) -> str:
+    there = seen.latest.by_key
+    ended = sum(key(each) not in there for each in unused)
+    why = (
+        f"the first {options.requests} requests left {len(unused)} sessions, and the next"
+        f" {options.requests} used none of them"
+    )
+    if ended:
+        why += f"; {ended} of them have ended since, unused"
+    if others >= 1:
+        why += f"; other traffic explains about {others:.0f} of them"
+    return why
+
+
+def _other_verdict(
+    options: Options,
+    seen: Sightings,
+    requests: Requests,
+    slots: Slots | None,
+    *,
+    stopped: bool,
+) -> tuple[Verdict, str]:
+    doubt = _doubt(options, seen, requests, slots, stopped=stopped)
+    if doubt:
+        return Verdict.UNCLEAR, doubt
+    unused = len(seen.unused_since_first_round(requests.longest))
+    few = f"; {_sessions(unused)} not used again, fewer than a leak" if unused else ""
+    used_again, stayed = seen.used_again(requests.longest), len(seen.stayed())
+    if used_again:
+        held = sum(each.session.state in IN_TRANSACTION for each in used_again)
+        open_transactions = f"; {held} of them in an open transaction" if held else ""
+        return Verdict.KEEPS, (
+            f"{_sessions(len(used_again))} used again, by CONN_MAX_AGE, a pool or a thread that"
+            f" lives on{open_transactions}{few}"
+        )
+    return Verdict.CLEAN, (
+        f"{_sessions(stayed)} left, fewer than a leak" if stayed else "no session is left"
+    )
+
+
+def _doubt(
+    options: Options,
+    seen: Sightings,
+    requests: Requests,
+    slots: Slots | None,
+    *,
+    stopped: bool,
+) -> str:
+    """Return why the sessions tell nothing certain; "" if they do."""
+    if requests.unreachable:
+        return f"no connection: {requests.unreachable}"
+    if stopped:
+        return f"stopped after {requests.sent} requests"
+    if not requests.sent:
+        return "no request was sent"
+    if requests.errors * 100 >= FAILED_PERCENT * requests.sent:
+        return _failures(requests, slots)
+    if requests.refused * 2 > requests.sent:
+        return _refusals(requests)
+    if opened := len(seen.opened_in_rests()):
+        other = "1 session was" if opened == 1 else f"{opened} sessions were"
+        return (
+            f"other traffic moved the numbers: {other} opened while the probe rested. Stop it, or"
+            " name the server's sessions with --application-name"
+        )
+    if not seen.worked:
+        return SILENT
+    once = len(seen.once_used_in_second_round(requests.longest))
+    if once >= options.least_leaked and not seen.used_again(requests.longest):
+        return (
+            f"{once} sessions of the second round rest after one use, and no later request tells"
+            " whether they are used again: repeat with more --requests"
+        )
+    return ""
+
+
+def _failures(requests: Requests, slots: Slots | None) -> str:
+    parts = [f"{count} {reason}" for reason, count in sorted(requests.failures.items())]
+    parts += [
+        f"{count} answered {status}"
+        for status, count in sorted(requests.statuses.items())
+        if status >= 500
+    ]
+    why = f"of {requests.sent} requests {', '.join(parts)}"
+    if slots and slots.used >= slots.total:
+        why += (
+            f"; all {slots.total} slots of the database server were taken: lower --concurrency, or"
+            " free slots first"
+        )
+    return why
+
+
+def _refusals(requests: Requests) -> str:
+    status, count = Counter(
+        {each: n for each, n in requests.statuses.items() if is_refusal(each)}
+    ).most_common(1)[0]
+    why = f"{count} of {requests.sent} requests were answered {status}"
+    if requests.location and status < 400:
+        return f"{why}, a redirect to {requests.location}: probe that URL, or log in by --cookie"
+    if status in (401, 403):
+        return f"{why}: log in by --cookie or --header"
+    return f"{why}, so the page wasn't reached"
+
+
+def _sessions(number: int) -> str:
+    return "1 session is" if number == 1 else f"{number} sessions are"
+
+
+def _most_common(values: Iterable[str | None]) -> list[str]:
+    return [value for value, _ in Counter(filter(None, values)).most_common()]
+
+
+LEAKS_EXIT = 3
+UNCLEAR_EXIT = 4
+UNREACHABLE_EXIT = 5
+
+
+def exit_code(reports: Sequence[UrlReport]) -> int:
+    """Return the exit code of a probe with *reports*; a leak weighs most."""
+    if any(each.verdict is Verdict.LEAKS for each in reports):
+        return LEAKS_EXIT
+    if any(each.is_unreachable for each in reports):
+        return UNREACHABLE_EXIT
+    return UNCLEAR_EXIT if any(each.verdict is Verdict.UNCLEAR for each in reports) else 0
