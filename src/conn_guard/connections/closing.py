@@ -136,7 +136,8 @@ def current() -> list[BaseDatabaseWrapper]:
 
     Django's ``connections.all(initialized_only=True)`` looks for each of them twice.
     """
-    found = (getattr(connections._connections, alias, None) for alias in connections)
+    local: Any = connections
+    found = (getattr(local._connections, alias, None) for alias in connections)
     return [wrapper for wrapper in found if wrapper is not None]
 
 

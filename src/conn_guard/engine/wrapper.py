@@ -92,8 +92,8 @@ _ensure_connection = _if_djangos(BaseDatabaseWrapper.ensure_connection)
 _cursor = _if_djangos(BaseDatabaseWrapper.cursor)
 _commit = _if_djangos(BaseDatabaseWrapper.commit)
 _create_cursor = _if_djangos(DjangosWrapper.create_cursor)
-_commit_here = getattr(_commit, "__wrapped__", None)
-_create_cursor_here = getattr(_create_cursor, "__wrapped__", None)
+_commit_here: Any = getattr(_commit, "__wrapped__", None)
+_create_cursor_here: Any = getattr(_create_cursor, "__wrapped__", None)
 
 
 class GuardedWrapper(_Base):
