@@ -101,7 +101,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def pictures(session: nox.Session) -> None:
-    """draw what is in docs/images: demo, watch and admin from runs, the others from their text"""
+    """draw docs/images: demo, watch, admin and monitoring from runs, the others from their text"""
     install(session, "test")
     session.run("python", "-m", "tools.pictures")
     picture = HERE / "docs" / "images" / "demo.svg"
@@ -111,6 +111,8 @@ def pictures(session: nox.Session) -> None:
     watched = picture.with_name("watch.svg")
     session.run("python", "example_project/manage.py", "picture_watch", str(watched))
     session.run("python", "example_project/manage.py", "picture_admin", str(picture.parent))
+    incident = picture.with_name("monitoring.svg")
+    session.run("python", "example_project/manage.py", "monitor", "--picture", str(incident))
 
 
 @nox.session

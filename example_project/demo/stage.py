@@ -47,6 +47,33 @@ LEASH = (
 )
 
 
+@contextmanager
+def leashed(command: list[str], log: Path, **settings: object) -> Iterator[subprocess.Popen]:
+    """Run a program that ends with the block, or with this process; its output goes to *log*.
+
+    *settings* are those of subprocess.Popen.
+    """
+    with log.open("wb") as output:
+        # In a session of its own the program gets no Ctrl-C: the demo ends it.
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", LEASH, "sh", *command],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            **settings,
+        )
+    try:
+        yield process
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(ENDS_WITHIN_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
 def connect(url: str, application_name: str) -> BaseDatabaseWrapper:
     """Return a connection of the calling thread to *url* that is no alias of the project's."""
     settings = environ.Env.db_url_config(url)
@@ -90,31 +117,15 @@ class Stage:
             "0",
             "--no-access-log",
         ]
-        with log.open("wb") as output:
-            # In a session of its own the server gets no Ctrl-C: the demo ends it.
-            process = subprocess.Popen(
-                ["/bin/sh", "-c", LEASH, "sh", *command, "--timeout-graceful-shutdown", "2"],
-                cwd=PROJECT,
-                env={**self.environment, "EXAMPLE_GUARD": guard},
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        try:
+        command += ["--timeout-graceful-shutdown", "2"]
+        environment = {**self.environment, "EXAMPLE_GUARD": guard}
+        with leashed(command, log, cwd=PROJECT, env=environment) as process:
             address = _address(process, log)
             who = {"username": "annotator", "password": self.environment["SEED_PASSWORD"]}
             answer = httpx.post(f"{address}/api/login", json=who, timeout=30).raise_for_status()
             yield httpx.Request(
                 "GET", address, headers={"Authorization": f"Token {answer.json()['token']}"}
             )
-        finally:
-            process.stdin.close()
-            try:
-                process.wait(ENDS_WITHIN_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
 
     def log_of(self, guard: str) -> str:
         """Return what the server that ran with *guard* has logged so far."""

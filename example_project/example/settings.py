@@ -17,10 +17,13 @@ ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["127.0.0.1", "localhost", "[:
 # or "engine" (all three).
 GUARD = env.str("EXAMPLE_GUARD", default="middleware")
 CONN_GUARD = env.json("CONN_GUARD", default={})
+# Whether /metrics counts connections for Prometheus; needs prometheus-client.
+METRICS = env.bool("EXAMPLE_METRICS", default=False) and GUARD != "off"
 
 INSTALLED_APPS = [
     *(["conn_guard"] if GUARD != "off" else []),
     *(["conn_guard.contrib.admin"] if GUARD in ("middleware", "engine") else []),
+    *(["conn_guard.contrib.prometheus"] if METRICS else []),
     "annotations",
     "demo",
     "django.contrib.admin",

@@ -1,5 +1,6 @@
 """The example's URLs."""
 
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import include, path
@@ -10,3 +11,7 @@ urlpatterns = [
     path("accounts/logout/", LogoutView.as_view(), name="logout"),
     path("admin/", admin.site.urls),
 ]
+if settings.METRICS:
+    from example.metrics import metrics
+
+    urlpatterns.append(path("metrics", metrics))

@@ -26,6 +26,7 @@ usage: conn-guard [--dsn DSN] COMMAND [OPTION...]
   check    check the server's settings and the role, as manage.py check --deploy does;
            check ID explains the check of that id, such as E101, and needs no server
   probe    find the URL that leaks, as leak_probe does
+  lint     name the lines of code that leak, as leak_lint does; it needs no server
 
 The server is the one of --dsn, of DATABASE_URL, or of libpq's PG* variables and service files.
 A DSN is postgresql://USER@HOST:PORT/DATABASE or host=HOST dbname=DATABASE.
@@ -37,6 +38,7 @@ COMMANDS = {
     "advise": ("idle_reaper", ["--advise"]),
     "check": ("check", ["--database", "default", "--deploy", "--tag", "database"]),
     "probe": ("leak_probe", []),
+    "lint": ("leak_lint", []),
 }
 # The parser's message would show the argument, and the password in it.
 _DSN = re.compile(r"[a-z+]+://|.*\bpassword\s*=", re.IGNORECASE)
@@ -72,7 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name == "check" and options and not options[0].startswith("-"):
         _explain(options)
         return
-    _configure(known.dsn, os.environ)
+    if name != "lint":
+        _configure(known.dsn, os.environ)
+    elif known.dsn is not None:
+        _fail("lint reads files and no server. Leave --dsn out.")
     if name == "check" and not {"-h", "--help"}.intersection(options):
         _refuse_silence()
     _command(command).run_from_argv(["conn-guard", name, *more, *options])

@@ -41,6 +41,7 @@ class Settings:
     engine_replace: Mapping[str, bool] = field(default_factory=dict)
     stamp_origin: Literal["pid", "view"] | Literal[False] = False
     report_held_for: timedelta | None = None
+    held_for_action: Literal["log", "close"] = "log"
     reap_idle_for: timedelta = timedelta(minutes=10)
     reap_idle_in_transaction_for: timedelta | None = None
     protected_applications: tuple[str, ...] = (
@@ -149,8 +150,9 @@ def _load() -> tuple[Settings, list[Problem]]:
 
 
 def _raw() -> object:
-    # Each request asks, and Django is slow for an absent setting, because it raises.
-    module: Any = django_settings._wrapped
+    # Each request asks. Django is slow for an absent setting, because it raises, and its own way
+    # to ``_wrapped`` passes through a method.
+    module: Any = object.__getattribute__(django_settings, "_wrapped")
     if type(module) is DjangoSettings and "CONN_GUARD" not in vars(module):
         return _ABSENT
     return getattr(django_settings, "CONN_GUARD", _ABSENT)
@@ -272,6 +274,7 @@ _READERS: dict[object, Callable[[object], object]] = {
     "ENGINE_REPLACE": _replace,
     "STAMP_ORIGIN": _choice(False, "pid", "view"),  # noqa: FBT003
     "REPORT_HELD_FOR": _duration_or(None),
+    "HELD_FOR_ACTION": _choice("log", "close"),
     "REAP_IDLE_FOR": _duration,
     "REAP_IDLE_IN_TRANSACTION_FOR": _duration_or(None),
     "PROTECTED_APPLICATIONS": _names,

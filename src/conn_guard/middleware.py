@@ -110,9 +110,9 @@ def _is_large(response: HttpResponseBase) -> bool:
 
 def _is_ready(response: HttpResponseBase) -> bool:
     """Return whether *response* can be sent without a database connection."""
-    if isinstance(response, FileResponse):
-        return _needs_no_database(response.file_to_stream)
-    return not response.streaming
+    if not response.streaming:
+        return True
+    return isinstance(response, FileResponse) and _needs_no_database(response.file_to_stream)
 
 
 def _needs_no_database(file: Any) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import argparse
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ class LeakedConnectionWarning(pytest.PytestWarning):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.getgroup("conn_guard").addoption(
+    group = parser.getgroup("conn_guard")
+    group.addoption(
         "--conn-guard",
         choices=("error", "warn"),
         help=(
@@ -25,6 +27,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             " or a session whose connection is no longer used."
         ),
     )
+    group.addoption(
+        "--conn-guard-budget",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="The sessions that a URL may leave before the fixture leak_probe fails. Default: 0.",
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on.")
+    return int(text)
+
+
+@pytest.fixture
+def leak_probe(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Return ``leak_probe(live_server, "/path/")``, which fails the test if the URL leaks."""
+    budget = request.config.option.conn_guard_budget
+
+    def leak_probe(server: object, *paths: str, alias: str = "default", **options: Any) -> Any:
+        from conn_guard.pytest_probe import probe
+
+        return probe(server, paths, alias=alias, budget=budget, options=options)
+
+    return leak_probe
 
 
 @pytest.fixture

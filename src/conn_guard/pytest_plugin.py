@@ -1,4 +1,4 @@
-"""The pytest plugin: it fails a test that leaves a database connection open.
+"""The pytest plugin: it fails a test that leaves a connection open, or whose URL leaks sessions.
 
 pytest imports this module in every project where conn_guard is installed. So it imports only pytest
 until its option or fixture is used, and defines nothing if pytest is too old for its hooks.
@@ -20,6 +20,7 @@ def _is_supported() -> bool:
 if _is_supported():
     from conn_guard.pytest_hooks import (
         LeakedConnectionWarning,
+        leak_probe,
         no_leaked_connections,
         pytest_addoption,
         pytest_fixture_setup,
@@ -29,6 +30,7 @@ if _is_supported():
 
     __all__ = [
         "LeakedConnectionWarning",
+        "leak_probe",
         "no_leaked_connections",
         "pytest_addoption",
         "pytest_fixture_setup",

@@ -9,10 +9,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import django
 import pytest
 from django.db import ConnectionHandler, connections
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
+from django.db.backends.signals import connection_created
 
+from conn_guard.connections import events, tracking
 from tests.django import urls
+from tests.support.polling import until
 
 
 class Observer:
@@ -79,6 +84,40 @@ def make_alias(observer) -> Iterator[Callable[..., str]]:
 @pytest.fixture
 def alias(make_alias) -> str:
     return make_alias()
+
+
+@pytest.fixture
+def pooled(make_alias) -> Iterator[Callable[..., str]]:
+    """Return a function that adds an alias of *engine* with Django's pool, or skip the test."""
+    if django.VERSION < (5, 1) or not is_psycopg3:
+        pytest.skip("Django's pool came with 5.1, for psycopg 3")
+    made = []
+
+    def make(engine: str, **pool: object) -> str:
+        alias = make_alias(ENGINE=engine)
+        options = {"min_size": 1, "max_size": 3, "timeout": 5, **pool}
+        connections.settings[alias]["OPTIONS"]["pool"] = options
+        made.append(alias)
+        return alias
+
+    yield make
+    for alias in made:
+        connections[alias].close()
+        connections[alias].close_pool()
+
+
+@pytest.fixture
+def listened(monkeypatch) -> Iterator[list[events.Event]]:
+    """Count the events of connections while a test runs, and list those a listener is told of."""
+    told: list[events.Event] = []
+    monkeypatch.setattr(events, "_GATHER_EVENTS_S", 0.001)
+    monkeypatch.setattr(events, "_listeners", [])
+    tracking.start(told.append)
+    tracking.start()
+    yield told
+    until(lambda: not events._counts.has_writer)
+    connection_created.disconnect(dispatch_uid="conn_guard.tracking")
+    events.counting = False
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from django.core.signals import request_started
 from django.db import connections
 
 from conn_guard.checks import runtime
@@ -427,6 +428,13 @@ def test_a_process_that_has_used_its_connections_again_is_asked_no_more(watch, c
     assert "reuse" not in watch.questions
     serve_each(watch, connections=5000, requests=5000)
     assert caplog.text == ""
+
+
+def test_the_requests_of_a_process_are_counted_up_to_a_thousand(watch):
+    request_started.connect(watch.on_request, dispatch_uid="conn_guard.checks.runtime")
+    for _ in range(1100):
+        request_started.send(object, environ={})
+    assert (watch.requests, watch.questions) == (1001, {"pooler"})
 
 
 def test_a_pool_is_its_own_reuse(watch, caplog, monkeypatch):

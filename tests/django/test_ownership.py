@@ -14,6 +14,7 @@ import pytest
 from django.db import ConnectionHandler, connections, transaction
 
 from conn_guard.connections import closing, ownership
+from conn_guard.connections.jobs import JobScope
 
 
 @pytest.fixture(autouse=True)
@@ -332,3 +333,24 @@ def test_a_context_that_reopens_gathers_no_owners(alias):
         assert len(ownership._context_owners.get()) == 1
 
     asyncio.run(main())
+
+
+def test_a_job_is_not_blamed_for_the_atomic_block_of_an_earlier_one(alias, in_thread, caplog):
+    kept = []
+
+    def never_leave():
+        scope = JobScope(lambda: "never_leave")
+        kept.append(connections[alias])
+        block = transaction.atomic(alias)
+        block.__enter__()
+        query(alias)
+        scope.finish()
+
+    def jobs():
+        never_leave()
+        scope = JobScope(lambda: "query")
+        query(alias)
+        scope.finish()
+
+    in_thread(jobs)
+    assert [record.args[0] for record in caplog.records] == ["never_leave"]

@@ -7,6 +7,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -251,7 +252,7 @@ def test_the_guides_test_passes_and_its_settings_switch_the_plugin_on(run, pytes
     (settings,) = re.findall(r"^```ini\n\[pytest\]\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
     guilty = python[0].replace("closing_connections(User.objects.count)", "User.objects.count")
     pytester.makeini(INI + settings)
-    pytester.makeconftest(python[1])
+    pytester.makeconftest(python[2])
     pytester.makepyfile(
         test_it=python[0], test_leak=guilty.replace("(no_leaked_connections)", "()")
     )
@@ -265,15 +266,91 @@ def test_the_guides_test_passes_and_its_settings_switch_the_plugin_on(run, pytes
             result.stdout.fnmatch_lines([line])
 
 
+PROBES = """
+import pytest
+
+QUICKLY = {"requests": 10, "settle": 0.6}
+
+def test_leak(live_server, leak_probe):
+    leak_probe(live_server, "/leak/", **QUICKLY)
+
+def test_leak_once(live_server, leak_probe):
+    leak_probe(live_server, "/leak-once/", **QUICKLY)
+
+def test_clean(live_server, leak_probe):
+    (report,) = leak_probe(live_server, "/default/", **QUICKLY)
+    assert report.requests.statuses == {200: 20}
+
+def test_failing(live_server, leak_probe):
+    leak_probe(live_server.url, "fail/", modes=["head"], **QUICKLY)
+
+def test_nothing_to_see(live_server, leak_probe):
+    leak_probe(live_server, "/nothing/", **QUICKLY)
+
+@pytest.mark.django_db(databases=["file"])
+def test_another_database(leak_probe):
+    leak_probe("http://127.0.0.1:1", alias="file")
+
+def test_no_server(transactional_db, leak_probe):
+    leak_probe("http://127.0.0.1:1", settle=0.1)
+
+def test_another_host(transactional_db, leak_probe):
+    leak_probe("http://192.0.2.1")
+"""
+
+
+def test_a_url_that_leaks_fails_its_test_and_a_clean_one_passes(run, pytester):
+    pytest.importorskip("aiohttp")
+    guide = (ROOT / "docs" / "how-to" / "test-for-leaks.md").read_text()
+    (example,) = re.findall(r"^def test_the_cart.*?(?=^```)", guide, re.MULTILINE | re.DOTALL)
+    pytester.makepyfile(test_it=PROBES + example.replace("/cart/", "/default/"))
+    result = run("test_it.py")
+    assert result.parseoutcomes() == {"passed": 2, "failed": 7}
+    result.stdout.fnmatch_lines(
+        [
+            "leak_probe needs PostgreSQL, and 'file' is none.",
+            "http://localhost:*/leak/ (normal) leaks: *10 sessions*",
+            "HINT: *conn_guard.closing_connections. The budget is 0 (--conn-guard-budget).",
+            "http://localhost:*/leak-once/ (normal) leaks: * 1 session*",
+            "http://localhost:*/fail/ (head) is unclear: of 20 requests 20 answered 500.",
+            "HINT: Probe a URL that queries and answers 200. *",
+            "*/nothing/ (normal) is unclear: no session was *(name another with alias).",
+            "http://127.0.0.1:1/ (normal) is unclear: no connection: *",
+            "192.0.2.1 is not this machine. *add own_host=True*",
+        ]
+    )
+
+
+def test_a_url_may_leave_as_many_sessions_as_the_budget_says(run, pytester, monkeypatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setenv("PLUGIN_APPS", "conn_guard")
+    pytester.makepyfile(test_it=PROBES)
+    result = run("--conn-guard-budget=1", "test_it.py", "-k", "leak")
+    assert result.parseoutcomes() == {"passed": 2, "deselected": 6}
+    assert run("--conn-guard-budget=-1").ret == pytest.ExitCode.USAGE_ERROR
+
+
+def test_the_page_lists_the_options_of_a_probe_with_their_defaults():
+    from conn_guard import pytest_probe
+
+    page = (ROOT / "docs" / "reference" / "pytest-plugin.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \| .* \| (.*) \|$", page.partition("## leak_probe")[2], re.M)
+    named = {name: default for names, default in rows for name in re.findall(r"`(\w+)`", names)}
+    options = {each.name for each in fields(pytest_probe.Options)} - {"min_leaked", "min_share"}
+    assert set(named) == options | {"alias"}
+    for name, default in pytest_probe._DEFAULTS.items():
+        assert named[name] == str(default)
+
+
 def test_it_imports_pytest_alone_until_it_is_used(pytester, monkeypatch):
     pytester.makepyfile("""
         import sys
 
         import conn_guard.pytest_watch
 
-        def test_it():
+        def test_it(leak_probe):
             loaded = {name.partition(".")[0] for name in sys.modules}
-            assert not loaded & {"django", "psycopg", "psycopg2"}
+            assert not loaded & {"aiohttp", "django", "psycopg", "psycopg2"}
         """)
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     assert (

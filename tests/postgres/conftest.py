@@ -132,6 +132,19 @@ def worker() -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
+def reclaimer_passes(make_engine, worker) -> Callable[[], None]:
+    """Return a function that waits until the reclaimer has checked all due connections twice."""
+
+    def wait() -> None:
+        for _ in range(2):
+            canary = make_engine(CONN_MAX_AGE=None)
+            worker(canary.pid)
+            assert canary.becomes(0)
+
+    return wait
+
+
+@pytest.fixture
 def table(ask) -> str:
     """An empty table with a number in it; it goes with the tests' database, since a failed test may
     hold it still.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import select
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import django
 import pytest
+from django.core.exceptions import SynchronousOnlyOperation
 from django.core.handlers.wsgi import WSGIHandler
 from django.db import (
     ConnectionHandler,
@@ -18,6 +20,8 @@ from django.db import (
     connections,
     transaction,
 )
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.signals import connection_created
 from django.http import HttpResponse
@@ -25,6 +29,36 @@ from django.test import RequestFactory, override_settings
 from django.urls import path
 
 from tests.support.engine import BROKEN, pooled
+
+# What tools replace in Django's classes, and event loops
+
+
+@pytest.mark.parametrize("name", ["ensure_connection", "cursor", "create_cursor", "commit"])
+def test_a_method_that_a_tool_replaced_in_djangos_class_is_called_at_once(
+    guarded, monkeypatch, name
+):
+    owner = DatabaseWrapper if name == "create_cursor" else BaseDatabaseWrapper
+
+    def refuse(*args):
+        raise PermissionError(name)
+
+    guarded.query("SELECT 1")
+    monkeypatch.setattr(owner, name, refuse)
+    with pytest.raises(PermissionError):
+        getattr(guarded.wrapper, "commit" if name == "commit" else "cursor")()
+
+
+@pytest.mark.parametrize("name", ["ensure_connection", "cursor", "create_cursor", "commit"])
+def test_an_open_connection_refuses_a_call_in_an_event_loop(guarded, monkeypatch, name):
+    monkeypatch.delenv("DJANGO_ALLOW_ASYNC_UNSAFE", raising=False)
+    guarded.query("SELECT 1")
+
+    async def call():
+        getattr(guarded.wrapper, name)()
+
+    with pytest.raises(SynchronousOnlyOperation):
+        asyncio.run(call())
+
 
 # At the end of a request
 

@@ -30,19 +30,6 @@ def _limit(settings):
     settings.CONN_GUARD = {"ENGINE_IDLE_FOR": LIMIT_S}
 
 
-@pytest.fixture
-def reclaimer_passes(make_engine, worker):
-    """Return a function that waits until the reclaimer has checked all due connections twice."""
-
-    def wait():
-        for _ in range(2):
-            canary = make_engine(CONN_MAX_AGE=None)
-            worker(canary.pid)
-            assert canary.becomes(0)
-
-    return wait
-
-
 # Closed
 
 

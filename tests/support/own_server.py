@@ -216,6 +216,10 @@ class Proxy:
         """From now on, close each new connection at once."""
         self._refuses = True
 
+    def accept(self) -> None:
+        """From now on, hand on each new connection again."""
+        self._refuses = False
+
     def _accept(self) -> None:
         while True:
             try:

@@ -25,7 +25,7 @@ logger = logging.getLogger("conn_guard.checks")
 ENOUGH_REQUESTS = 100
 """Requests after which a process is judged."""
 SETTLED_REQUESTS = 1000
-"""Requests after which a process that used its connections again is no longer watched."""
+"""Requests after which a process whose connections look useful is no longer watched."""
 NEVER_REUSED = 0.9
 """Connections per request at which persistence is useless; not 1, as some requests don't query."""
 MAX_PID = 4194304
@@ -54,6 +54,9 @@ class Watch:
     def on_request(self, sender: object, **kwargs: object) -> None:
         """Receive ``request_started``; Django passes a scope under ASGI, an environ under WSGI."""
         self.requests += 1
+        if self.requests > SETTLED_REQUESTS:
+            request_started.disconnect(dispatch_uid="conn_guard.checks.runtime")
+            self._close("reuse")
         if not self.is_asgi and "scope" in kwargs:
             self.is_asgi = not is_test(sender)
 

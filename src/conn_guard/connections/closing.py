@@ -35,13 +35,15 @@ def is_lent(wrapper: Any) -> bool:
     )
 
 
-def abandon(wrapper: Any) -> bool:
+def abandon(wrapper: Any, reason: str = "owner") -> bool:
     """Close *wrapper*, whose owner has ended, and return whether it was open.
 
-    It neither raises nor logs, since a finalizer can do neither.
+    It neither raises nor logs, since a finalizer can do neither. *reason* is one of
+    :data:`events.REASONS`.
     """
     if wrapper.connection is None or is_lent(wrapper):
         return False
+    wrapper.conn_guard_reason = reason
     with contextlib.suppress(Exception):
         if wrapper._thread_ident == threading.get_ident():
             wrapper.close()
@@ -66,6 +68,10 @@ def in_transaction(wrapper: BaseDatabaseWrapper) -> bool:
     if wrapper.in_atomic_block or wrapper.autocommit != wrapper.settings_dict["AUTOCOMMIT"]:
         return True
     raw: Any = wrapper.connection
+    # psycopg 3 makes an object for each ``info``, and every request asks.
+    pgconn = getattr(raw, "pgconn", None)
+    if pgconn is not None:
+        return pgconn.transaction_status in (2, 3)
     status = getattr(getattr(raw, "info", None), "transaction_status", None)
     return status in (2, 3) if status is not None else getattr(raw, "in_transaction", False) is True
 
@@ -98,8 +104,12 @@ def rolled_back_reading(wrapper: BaseDatabaseWrapper) -> bool:
     return True
 
 
-def close(wrapper: BaseDatabaseWrapper) -> None:
-    """Close *wrapper* on its own thread; log an error instead of raising it."""
+def close(wrapper: Any, reason: str) -> None:
+    """Close *wrapper* on its own thread; log an error instead of raising it.
+
+    *reason* is one of :data:`events.REASONS`.
+    """
+    wrapper.conn_guard_reason = reason
     try:
         wrapper.close()
         # After a close inside an atomic block that no code will leave, Django refuses every later
@@ -110,17 +120,30 @@ def close(wrapper: BaseDatabaseWrapper) -> None:
         logger.exception("The connection %r could not be closed.", wrapper.alias)
 
 
-def close_if_unusable_or_obsolete(wrapper: BaseDatabaseWrapper) -> None:
+def close_if_unusable_or_obsolete(wrapper: Any) -> None:
     """Close *wrapper* as Django does at the end of a request; log an error, don't raise it."""
+    wrapper.conn_guard_reason = "request"
     try:
         wrapper.close_if_unusable_or_obsolete()
     except Exception:
         logger.exception("The connection %r could not be closed.", wrapper.alias)
+    # A connection that stays open may be closed for another reason.
+    wrapper.conn_guard_reason = "django"
+
+
+def current() -> list[BaseDatabaseWrapper]:
+    """Return this thread's or context's connections.
+
+    Django's ``connections.all(initialized_only=True)`` looks for each of them twice.
+    """
+    local: Any = connections
+    found = (getattr(local._connections, alias, None) for alias in connections)
+    return [wrapper for wrapper in found if wrapper is not None]
 
 
 def is_current(wrapper: BaseDatabaseWrapper) -> bool:
     """Return whether *wrapper* is this thread's or context's connection of its alias."""
-    return any(current is wrapper for current in connections.all(initialized_only=True))
+    return any(each is wrapper for each in current())
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

@@ -109,4 +109,4 @@ def close_all() -> None:
     """Close every connection of this thread that is open and outside an atomic block."""
     for wrapper in open_here():
         if not wrapper.in_atomic_block:
-            closing.close(wrapper)
+            closing.close(wrapper, "job")

@@ -20,6 +20,7 @@ class JobScope(RequestScope):
     """
 
     __slots__ = ()
+    reason = "job"
 
     def __init__(self, name: Callable[[], str]) -> None:
         """Begin a job on this thread; *name* names it."""
@@ -28,7 +29,7 @@ class JobScope(RequestScope):
 
     def finish(self) -> None:
         """End the job, and close what the worker's own code opened on this thread meanwhile."""
-        self.found.update(open_here())
+        self.found = {*self.found, *open_here()}
         self.end()
         # A job that called asyncio.run() left its synchronous code to a thread of asgiref's, which
         # such a call reaches again.

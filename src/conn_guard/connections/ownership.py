@@ -326,5 +326,8 @@ def open_here() -> set[BaseDatabaseWrapper]:
     return {
         wrapper
         for wrapper in wrappers
-        if wrapper.connection is not None and not closing.is_lent(wrapper)
+        # Closed inside an atomic block that no code left, a wrapper keeps its driver connection.
+        if wrapper.connection is not None
+        and not wrapper.closed_in_transaction
+        and not closing.is_lent(wrapper)
     }

@@ -6,14 +6,13 @@ import contextlib
 import contextvars
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 from weakref import ref
 
 from asgiref.sync import SyncToAsync, sync_to_async
-from django.db import connections
 
-from conn_guard.connections import closing
+from conn_guard.connections import closing, events
 from conn_guard.connections.closing import in_transaction
 
 if TYPE_CHECKING:
@@ -46,6 +45,7 @@ class RequestScope:
         "view",
         "waits",
     )
+    reason = "request"
 
     def __init__(
         self,
@@ -64,8 +64,8 @@ class RequestScope:
         # Weak: a copy that the request drops is not kept open for it. A list that only grows may
         # be read by one thread while another one adds to it.
         self.opened: list[tuple[ref[BaseDatabaseWrapper], int]] = []
-        self.found: set[BaseDatabaseWrapper] = set()
-        self.found_in_transaction: set[BaseDatabaseWrapper] = set()
+        self.found: Collection[BaseDatabaseWrapper] = ()
+        self.found_in_transaction: Collection[BaseDatabaseWrapper] = ()
         self.found_on = 0
         self.view = view
         self.keep_persistent = keep_persistent
@@ -87,11 +87,9 @@ class RequestScope:
     def look(self) -> None:
         """Note the connections that are open on this thread before the request runs on it."""
         self.found_on = threading.get_ident()
-        for wrapper in connections.all(initialized_only=True):
-            if wrapper.connection is not None:
-                self.found.add(wrapper)
-                if in_transaction(wrapper):
-                    self.found_in_transaction.add(wrapper)
+        self.found = [each for each in closing.current() if each.connection is not None]
+        if self.found:
+            self.found_in_transaction = [each for each in self.found if in_transaction(each)]
 
     def end(self) -> None:
         """Close what the request leaves open on this thread.
@@ -99,28 +97,41 @@ class RequestScope:
         A connection that was in a transaction before the request is left alone.
         """
         self.ended = True
-        if not self.opened and not self.found:
+        # Most requests open nothing and leave no transaction open.
+        if not self.opened and (not self.found or not self._is_work_left()):
             return
         here = threading.get_ident()
-        opened = {wrapper for wrapper, ident in self._opened() if ident == here}
-        found = self.found if self.found_on == here else set()
-        for wrapper in (opened | found) - self.found_in_transaction:
-            if wrapper.connection is None or closing.is_lent(wrapper):
+        opened = [wrapper for wrapper, ident in self._opened() if ident == here]
+        found = self.found if self.found_on == here else ()
+        for wrapper in (*opened, *(each for each in found if each not in opened)):
+            if wrapper.connection is None or wrapper in self.found_in_transaction:
                 continue
-            if in_transaction(wrapper) and not closing.rolled_back_reading(wrapper):
+            left_transaction = in_transaction(wrapper)
+            is_kept = not left_transaction and not self.close_found and wrapper not in opened
+            if is_kept or closing.is_lent(wrapper):
+                continue
+            if left_transaction and not closing.rolled_back_reading(wrapper):
                 message = "%s left a transaction open on %r; it is rolled back with its connection."
                 logger.warning(message, self.view(), wrapper.alias)
-                closing.close(wrapper)
+                closing.close(wrapper, self.reason)
                 # Closed inside an atomic block it still looks open, and this was its end.
                 self.opened = [each for each in self.opened if each[0]() is not wrapper]
-                self.found.discard(wrapper)
+                self.found = [each for each in self.found if each is not wrapper]
             elif wrapper not in opened:
                 if self.close_found:
-                    closing.close(wrapper)
+                    closing.close(wrapper, self.reason)
             elif self.keep_persistent:
                 closing.close_if_unusable_or_obsolete(wrapper)
             else:
-                closing.close(wrapper)
+                closing.close(wrapper, self.reason)
+
+    def _is_work_left(self) -> bool:
+        if self.close_found:
+            return True
+        for wrapper in self.found:
+            if wrapper.connection is not None and in_transaction(wrapper):
+                return True
+        return False
 
     async def aend(self) -> None:
         """End on the event loop's thread and on the thread of the request's synchronous code.
@@ -160,14 +171,14 @@ class RequestScope:
         self.outer = None
         # A thread that lives on may hold this scope: it keeps no request and no connection alive.
         self.view = _over
-        self.found.clear()
-        self.found_in_transaction.clear()
+        self.found = self.found_in_transaction = ()
 
     def tell_if_unfinished(self) -> None:
         """Log that the response was never closed. A finalizer calls this, and must not log."""
         if self.finished:
             return
         self.finished = True
+        events.report("never_closed")
         # A thread of its own, because logging in a dying one registers a dummy thread; at exit
         # there may be none.
         with contextlib.suppress(RuntimeError):

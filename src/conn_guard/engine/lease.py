@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import finalize, ref
 
+from conn_guard.connections import tracking
 from conn_guard.engine import driver, reclaimer, state
 from conn_guard.engine.held import Opener
 from conn_guard.engine.statements import Leaves, read
@@ -149,6 +150,7 @@ class Lease:
             driver.leave_to_parent(self.raw)
             return
         self._unregister()
+        tracking.note_ended(self.raw, "dropped")
         if self.driver_connection.pool is not None:
             # This thread may hold the pool's lock at this moment.
             reclaimer.submit(self.driver_connection.give_back)

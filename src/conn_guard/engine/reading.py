@@ -23,7 +23,7 @@ class ReadingCursor:
 
     connection: Any
 
-    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+    def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
         # Not split into functions, because every query pays for each call.
         if (
             type(query) is not str
@@ -31,7 +31,9 @@ class ReadingCursor:
             or remember(query) is not Leaves.NOTHING
         ):
             self._show(query)
-        return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+        if options:
+            return super().execute(query, params, **options)  # type: ignore[misc]
+        return super().execute(query, params)  # type: ignore[misc]
 
     def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         self._show(query)

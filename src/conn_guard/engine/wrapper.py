@@ -7,6 +7,7 @@ waits for the lock may hold the lock of a log handler.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
@@ -20,10 +21,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.core import signals
 from django.db import Error, InterfaceError, ProgrammingError
 from django.db import connections as django_connections
-from django.db.backends.base.base import NO_DB_ALIAS
+from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
+from django.db.backends.postgresql.base import DatabaseWrapper as DjangosWrapper
+from django.utils.asyncio import async_unsafe
 
 from conn_guard import conf
-from conn_guard.connections import closing, ownership, scopes
+from conn_guard.connections import closing, events, ownership, scopes
 from conn_guard.engine import driver, reading, reclaimer
 from conn_guard.engine.cursors import (
     Cursor,
@@ -68,11 +71,29 @@ _STATE_LEFT_TO_PARENT = (
 _AUTO_IDLE_S = 60.0
 # With a limit near zero the reclaimer would never sleep.
 _MIN_IDLE_S = 0.01
+# Seconds until the next attempt to close a connection that is held too long and in use.
+_HELD_RETRY_S = 1.0
 _CONNECT_ATTEMPTS = 3
 # Module-level names, because every query pays for an attribute lookup.
 _getpid = os.getpid
 _monotonic = time.monotonic
 _get_ident = threading.get_ident
+_get_running_loop = asyncio._get_running_loop
+
+
+def _if_djangos(method: Any) -> Any:
+    """Return *method* if ``async_unsafe`` made it, and None if a tool has replaced Django's."""
+    djangos = async_unsafe(_if_djangos).__code__
+    return method if getattr(method, "__code__", None) is djangos else None
+
+
+# A tool may replace methods in Django's classes, before or after this import. Ours call those.
+_ensure_connection = _if_djangos(BaseDatabaseWrapper.ensure_connection)
+_cursor = _if_djangos(BaseDatabaseWrapper.cursor)
+_commit = _if_djangos(BaseDatabaseWrapper.commit)
+_create_cursor = _if_djangos(DjangosWrapper.create_cursor)
+_commit_here: Any = getattr(_commit, "__wrapped__", None)
+_create_cursor_here: Any = getattr(_create_cursor, "__wrapped__", None)
 
 
 class GuardedWrapper(_Base):
@@ -121,6 +142,7 @@ class GuardedWrapper(_Base):
         return super().pool
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        began_at = _monotonic()
         raw = super().get_new_connection(conn_params)
         driver_connection = driver.wrap(raw)
         if driver_connection.pool is not None:
@@ -130,8 +152,11 @@ class GuardedWrapper(_Base):
                 if not driver_connection.ended_outside_transaction():
                     break
                 driver_connection.give_back()
+                events.report("replaced", self.alias)
                 raw = super().get_new_connection(conn_params)
                 driver_connection = driver.wrap(raw)
+        kind: events.Kind = "created" if driver_connection.pool is None else "waited"
+        events.report(kind, self.alias, seconds=_monotonic() - began_at)
         self.lease = Lease(self, driver_connection, idle_for_s=self._idle_for_s())
         return raw
 
@@ -171,10 +196,13 @@ class GuardedWrapper(_Base):
                 timezone=self.timezone_name,
                 isolation=self.isolation_level.name.replace("_", " ").lower(),
             )
-            held_for = conf.current().report_held_for
-            if held_for is not None:
+            settings = conf.current()
+            if settings.report_held_for is not None:
                 lease.opener = Opener(
-                    self.alias, lease.raw.info.backend_pid, held_for.total_seconds()
+                    self.alias,
+                    lease.raw.info.backend_pid,
+                    settings.report_held_for.total_seconds(),
+                    closes=settings.held_for_action == "close",
                 )
             lease.used_at = _monotonic()
             reclaimer.register(
@@ -202,6 +230,16 @@ class GuardedWrapper(_Base):
                 now = _monotonic()
                 if lease.pid != _getpid():
                     self.leave_to_parent()
+                elif (
+                    now - lease.used_at <= lease.check_after_s
+                    and self.connection is not None
+                    and not self.errors_occurred
+                    and _get_running_loop() is None
+                    # pytest-django replaces it in tests that may not use the database.
+                    and BaseDatabaseWrapper.ensure_connection is _ensure_connection
+                ):
+                    lease.used_at = now
+                    return
                 elif not self.in_atomic_block and (
                     self.errors_occurred or now - lease.used_at > lease.check_after_s
                 ):
@@ -239,8 +277,29 @@ class GuardedWrapper(_Base):
         lease.replaced = True
         # An open cursor must check before its next statement, even if it was used a moment ago.
         lease.check_after_s = -math.inf
+        self.conn_guard_reason = "replaced"
+        events.report("replaced", self.alias)
         self.close()
         return True
+
+    # Django's test for a running event loop raises and catches an error where none runs. These
+    # three ask more quickly, and leave the rest to Django.
+
+    def cursor(self) -> CursorWrapper:
+        if _get_running_loop() is None and BaseDatabaseWrapper.cursor is _cursor:
+            return self._cursor()
+        return super().cursor()
+
+    def commit(self) -> None:
+        if _get_running_loop() is None and BaseDatabaseWrapper.commit is _commit:
+            _commit_here(self)
+        else:
+            super().commit()
+
+    def create_cursor(self, name: str | None = None) -> Any:
+        if _get_running_loop() is None and DjangosWrapper.create_cursor is _create_cursor:
+            return _create_cursor_here(self, name)
+        return super().create_cursor(name)
 
     def _cursor(self, name: str | None = None) -> CursorWrapper:
         # Django's code and ours in one function, because every query pays for each call.
@@ -254,6 +313,7 @@ class GuardedWrapper(_Base):
                 or self.errors_occurred
                 or self.connection is None
                 or lease.pid != _getpid()
+                or BaseDatabaseWrapper.ensure_connection is not _ensure_connection
             ):
                 self.ensure_connection()
                 lease = self.lease
@@ -319,11 +379,11 @@ class GuardedWrapper(_Base):
     def check_due(self, now: float) -> float:
         """Report or close the connection if that is due at *now*; return when to check next."""
         lease = self.lease
-        return (
-            math.inf
-            if lease is None
-            else min(lease.report_if_held(now), self._close_if_idle(lease, now))
-        )
+        if lease is None:
+            return math.inf
+        # The report comes first, because it can't be logged while the lock is held.
+        reports_at = lease.report_if_held(now)
+        return min(reports_at, self._close_if_held(lease, now), self._close_if_idle(lease, now))
 
     def leave_to_parent(self) -> None:
         """In a forked child: leave the session to the parent and go on without a connection."""
@@ -342,32 +402,54 @@ class GuardedWrapper(_Base):
                 self.closed_in_transaction = True
                 self.needs_rollback = True
 
+    def _close_if_held(self, lease: Lease, now: float) -> float:
+        opener = lease.opener
+        if opener is None or now < opener.close_at:
+            return math.inf if opener is None else opener.close_at
+        if self._close_at_rest(lease, unused_since=now - _MIN_IDLE_S, for_held=opener):
+            return math.inf
+        # A session that was found to hold state keeps it in most cases, and each question costs
+        # the server a query.
+        holds_state = lease.asked_at_use == lease.used_at
+        retry_s = opener.held_for_s if holds_state else min(opener.held_for_s, _HELD_RETRY_S)
+        opener.close_at = now + retry_s
+        return opener.close_at
+
     def _close_if_idle(self, lease: Lease, now: float) -> float:
         idle_at = lease.used_at + lease.idle_for_s
         if now < idle_at:
             return idle_at
+        if self._close_at_rest(lease, unused_since=now - lease.idle_for_s):
+            return math.inf
         # Check again one full idle period from now, whatever the reason to spare it.
-        again_at = now + lease.idle_for_s
+        return now + lease.idle_for_s
+
+    def _close_at_rest(
+        self, lease: Lease, *, unused_since: float, for_held: Opener | None = None
+    ) -> bool:
+        """Close the connection if it is at rest and holds no state; return whether it did."""
         # Behind a transaction pooler a client holds no session state, and the query would run on
         # another client's session.
         shared = conf.current().pooler.get(self.alias) == "transaction"
         if lease.asked_at_use == lease.used_at or not self.lock.acquire(blocking=False):
-            return again_at
+            return False
         try:
             if (
                 self.lease is not lease
-                or lease.used_at + lease.idle_for_s > now
+                or lease.used_at > unused_since
                 or not self._is_reclaimable(lease)
             ):
-                return again_at
+                return False
             lease.asked_at_use = lease.used_at
             pinned = bool(self.conn_guard_pins) or lease.driver_connection.has_own_adapters()
             if (pinned or not shared) and lease.holds_state(pinned=pinned):
-                return again_at
-            closing.abandon(self)
+                return False
+            if for_held is not None:
+                for_held.closed_by_engine = True
+            closing.abandon(self, "idle")
         finally:
             self.lock.release()
-        return math.inf
+        return True
 
     def _is_reclaimable(self, lease: Lease) -> bool:
         # With AUTOCOMMIT off in the settings, a connection between two transactions may still be in
@@ -428,6 +510,7 @@ def _close_raw_transactions(sender: Any, **kwargs: object) -> None:
                 "A request left a transaction open on %r; it is rolled back with its connection."
             )
             logger.warning(message, wrapper.alias)
+            wrapper.conn_guard_reason = "request"
             wrapper.close()
 
 

@@ -3,6 +3,8 @@
 from django.db import connections
 from django.http import HttpResponse
 from django.urls import path
+from opening import KEPT, in_living_thread, in_thread
+from opening import query as query_alias
 
 
 def query(request, alias):
@@ -12,4 +14,29 @@ def query(request, alias):
     return HttpResponse(b"queried", headers={"Content-Length": "7"})
 
 
-urlpatterns = [path("<alias>/", query)]
+def leak(request):
+    in_thread(query_alias)
+    return HttpResponse(b"queried")
+
+
+def leak_once(request):
+    if not KEPT:
+        in_living_thread(query_alias)
+    return query(request, "default")
+
+
+def ask_nothing(request):
+    return HttpResponse(b"ready")
+
+
+def fail(request):
+    return HttpResponse(status=500)
+
+
+urlpatterns = [
+    path("leak/", leak),
+    path("leak-once/", leak_once),
+    path("nothing/", ask_nothing),
+    path("fail/", fail),
+    path("<alias>/", query),
+]

@@ -1,0 +1,1 @@
+"""Prometheus: put this app into INSTALLED_APPS, and prometheus_client exports the connections."""

@@ -1,0 +1,1 @@
+"""The example with conn_guard.contrib.prometheus."""

@@ -1,0 +1,56 @@
+"""The metrics of the example agree with pg_stat_activity while its downloads leak."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+from dataclasses import replace
+
+import httpx
+import pytest
+
+from tests.example.conftest import CHECKOUT
+from tests.support.polling import until
+
+parser = pytest.importorskip("prometheus_client.parser")
+
+
+@pytest.mark.parametrize("guard", ["off", "middleware"])
+def test_open_connections_agree_with_the_server(stage, past_django, guard):
+    from demo.meter import Meter
+    from demo.traffic import ask, asset_paths
+
+    path = os.pathsep.join([os.environ["PYTHONPATH"], str(CHECKOUT)])
+    settings = "tests.example.metrics_site.settings"
+    environment = {"DJANGO_SETTINGS_MODULE": settings, "PYTHONPATH": path}
+    served = replace(stage, environment={**stage.environment, **environment})
+
+    def values(name: str) -> dict[str, float]:
+        """Return the values of a metric by their reason."""
+        text = httpx.get(f"{server.url}/metrics", timeout=30, trust_env=False).text
+        return {
+            sample.labels.get("reason", ""): sample.value
+            for family in parser.text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == f"conn_guard_{name}"
+            and sample.labels.get("alias", "default") == "default"
+        }
+
+    with Meter(stage) as meter, served.serve(guard) as server:
+        for number in (10, 40):
+            downloads = itertools.islice(itertools.cycle(asset_paths(server)), number)
+            statuses: Counter[int] = Counter()
+            ask(server, downloads, statuses)
+            assert statuses == {200: number}
+            until(lambda: values("connections_open")[""] == meter.now())
+        open_now = values("connections_open")[""]
+        opened, closed = values("connections_opened_total")[""], values("connections_closed_total")
+        assert open_now == opened - sum(closed.values())
+        assert opened >= 50
+        if guard == "off":
+            assert open_now > 0
+        else:
+            assert open_now == 0
+            assert closed["request"] > 40
+            assert values("responses_never_closed_total")[""] > 40
