@@ -159,9 +159,7 @@ def test_a_black_hole_delays_no_other_and_sigterm_reaches_all(process, large, ho
         "second": {"PORT": hole, "USER": "other"},
         "healthy": {"USER": "app1"},
     }
-    started = process(
-        changes, "--all-databases", "--idle-for", IDLE_FOR, "--connect-for", "10m"
-    )
+    started = process(changes, "--all-databases", "--idle-for", IDLE_FOR, "--connect-for", "10m")
     until(lambda: not large.alive(session), timeout=30)
     until(lambda: not large.reapers())
     assert started.poll() is None
@@ -216,9 +214,7 @@ def test_staying_keeps_the_session_of_each_alias(process, large):
     stdout, stderr = started.communicate(timeout=45)
     assert started.returncode == 0
     assert "Traceback" not in stderr
-    signalled = [
-        event["alias"] for event in map(json.loads, stdout.splitlines()) if "pid" in event
-    ]
+    signalled = [event["alias"] for event in map(json.loads, stdout.splitlines()) if "pid" in event]
     assert signalled.count("default") >= 4
     assert signalled.count("second") >= 4
     until(lambda: not large.reapers())
@@ -255,7 +251,10 @@ def test_a_place_is_reaped_once_by_the_alias_that_comes_first(large, aliases):
 
 def test_a_place_of_two_addresses_is_reaped_once(large, aliases):
     (session,) = rest(large, "app1")
-    order = [aliases(large, "name", USER="app1", HOST="localhost"), aliases(large, "ip", USER="app1")]
+    order = [
+        aliases(large, "name", USER="app1", HOST="localhost"),
+        aliases(large, "ip", USER="app1"),
+    ]
     run = reap(*named(*order), "--idle-for", IDLE_FOR)
     assert len(run.summaries) == 1
     assert run.fate(session) == ("signalled", None)

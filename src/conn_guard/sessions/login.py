@@ -345,11 +345,10 @@ class Login:
             message = f"DATABASES[{alias!r}] leads to no session: {error_text(error, alias)}"
             raise RunError(Exit.USAGE, message) from None
         if is_first:
-            self._tell(
-                f"{alias}: can't log in yet, trying for {self._seconds:g} s: {self._said}"
-            )
+            self._tell(f"{alias}: can't log in yet, trying for {self._seconds:g} s: {self._said}")
             if (session := self._by_another_role()) is not None:
-                self._tell(f"{alias}: logged in by alias {session.alias!r}; the scope stays the same")
+                other = session.alias
+                self._tell(f"{alias}: logged in by alias {other!r}; the scope stays the same")
                 return session
         if self._stop.signum is not None or time.monotonic() >= self._until:
             raise self._refusal()
