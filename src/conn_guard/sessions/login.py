@@ -66,7 +66,7 @@ SYSTEM_IDENTIFIER = "SELECT system_identifier FROM pg_control_system()"
 DISCARD = "DISCARD ALL"
 
 # A URL or a password that was written where a name belongs.
-_SECRETS = re.compile(r"[a-z+]+://[^\s'\"]+|password\s*=\s*('[^']*'|\S+)", re.IGNORECASE)
+_SECRETS = r"[a-z+]+://[^\s'\"]+|password\s*=\s*('[^']*'|\S+)"
 
 # Keys of OPTIONS for Django, a pool or the application's connections; the other keys are libpq's.
 _NOT_LIBPQ = {
@@ -440,7 +440,7 @@ def error_text(error: BaseException, alias: str) -> str:
     ):
         if isinstance(secret, str) and secret:
             text = text.replace(secret, "***")
-    return _SECRETS.sub("***", text)
+    return re.sub(_SECRETS, "***", text, flags=re.IGNORECASE)
 
 
 def sqlstate(error: BaseException) -> str | None:

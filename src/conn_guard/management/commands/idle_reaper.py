@@ -14,14 +14,14 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
-from conn_guard.checks import reaping_message
+from conn_guard.checks import reaping_messages
 from conn_guard.conf import Settings
 from conn_guard.management import arguments, filters
 from conn_guard.management.streams import stopped_by_signals
 from conn_guard.sessions.parallel import MOST_JOBS
 from conn_guard.sessions.policy import Policy
 from conn_guard.sessions.reaper import Reaper, RunOptions, reap_all
-from conn_guard.sessions.render.advice import render_advice
+from conn_guard.sessions.render.advice import render_advice, render_procedure
 from conn_guard.sessions.render.json import render_json
 from conn_guard.sessions.render.metrics import write_metrics
 from conn_guard.sessions.render.text import render_bar, render_failure, render_line, render_table
@@ -146,7 +146,9 @@ class Command(arguments.OneLineCommand):
                 stack.enter_context(reaper)
             if options["advise"]:
                 for reaper in reapers:
-                    self.stdout.write("\n".join(render_advice(reaper.scope())))
+                    policy, session = reaper.scope(), reaper.server().session
+                    procedure = render_procedure(policy, version_num=session.version_num)
+                    self.stdout.write("\n".join([*render_advice(policy), "", *procedure]))
                 return
             self._rounds(reapers, options, stop, every, metrics)
 
@@ -273,6 +275,5 @@ def _warnings(policy: Policy, aliases: Sequence[str]) -> Iterator[str]:
             f"The threshold is {duration(policy.idle_for.total_seconds())}: below 30s a session may"
             " be ended in the pause between two requests."
         )
-    for alias in aliases:
-        if message := reaping_message(alias):
-            yield f"{message.id}: {message.msg} {message.hint}"
+    for message in reaping_messages(aliases):
+        yield f"{message.id}: {message.msg} {message.hint}"
