@@ -18,6 +18,9 @@ from django.core.management import CommandError, call_command
 from django.db import connections, transaction
 
 from conn_guard.sessions.parallel import _share
+from conn_guard.sessions.policy import Policy
+from conn_guard.sessions.reaper import Reaper, RunOptions, reap_all
+from conn_guard.sessions.stop import Stop
 from tests.support.own_server import IDLE_FOR, own_server
 from tests.support.polling import until
 from tests.support.programs import free_port
@@ -177,12 +180,13 @@ def test_a_black_hole_delays_no_other_and_sigterm_reaches_all(process, large, ho
     until(lambda: not large.reapers())
 
 
-def test_aliases_that_a_signal_left_out_are_counted(process, large):
+def test_aliases_that_a_signal_left_out_are_counted(process, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(30)
         dead = {"PORT": str(silent.getsockname()[1])}
         changes = {"default": dead, "second": {**dead, "USER": "other"}, "healthy": {}}
-        started = process(changes, "--all-databases", "--jobs", "2")
+        metrics = tmp_path / "reaper.prom"
+        started = process(changes, "--all-databases", "--jobs", "2", "--metrics-file", str(metrics))
         taken = [silent.accept()[0], silent.accept()[0]]
         started.send_signal(signal.SIGTERM)
         until(lambda: _is_asked(started.pid), timeout=30)
@@ -191,6 +195,7 @@ def test_aliases_that_a_signal_left_out_are_counted(process, large):
     _, stderr = started.communicate(timeout=45)
     assert started.returncode == 143
     assert stderr.endswith("CommandError: Stopped by SIGTERM: 1 of 3 aliases were not reaped.\n")
+    assert not metrics.exists()
 
 
 def _is_asked(pid):
@@ -280,6 +285,22 @@ def test_one_alias_or_one_job_starts_no_thread(large, aliases, monkeypatch, argu
     monkeypatch.setattr(threading.Thread, "start", lambda thread: pytest.fail(thread.name))
     run = reap(*named(*arguments), "--jobs", "1" if len(arguments) > 1 else "8")
     assert (run.exit_code, list(run.summaries)) == (0, arguments)
+
+
+def test_a_caller_that_takes_no_more_reports_ends_the_threads(large, aliases):
+    dead = aliases(large, "dead", PORT=str(free_port()))
+    options = RunOptions(connect_for=timedelta(minutes=10))
+    policy = Policy(idle_for=timedelta(hours=1))
+    reapers = [
+        Reaper(name, policy, options) for name in (aliases(large, "app1", USER="app1"), dead)
+    ]
+    reports = reap_all(reapers, stop=Stop())
+    assert next(reports).alias == "app1"
+    closing = threading.Thread(target=reports.close)
+    closing.start()
+    closing.join(timeout=20)
+    assert not closing.is_alive()
+    assert [each.name for each in threading.enumerate() if "conn_guard-" in each.name] == []
 
 
 @pytest.mark.parametrize("jobs", ["0", "-1", "many"])

@@ -118,10 +118,11 @@ class _Queue(Generic[C, T]):
                     return None
                 at, index = self._due[0]
                 pause_s = at - time.monotonic()
-                ends = self._is_left or self._stop.signum is not None
-                if ends or pause_s <= 0:
+                is_stopped = self._stop.signum is not None
+                if self._is_left or is_stopped or pause_s <= 0:
                     heapq.heappop(self._due)
-                    if ends and not self._tries[index]:
+                    # After a signal, a client that was tried before still reports its failure.
+                    if self._is_left or (is_stopped and not self._tries[index]):
                         self.results[index].cancel()
                         continue
                     if self._follows(index):

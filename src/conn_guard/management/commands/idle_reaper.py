@@ -170,7 +170,7 @@ class Command(arguments.OneLineCommand):
             ):
                 self._print(report, options)
                 reports.append(report)
-            if metrics:
+            if metrics and len(reports) == len(reapers):  # a run cut short keeps the earlier file
                 self._write(metrics, reports, is_last=every is None)
             faults = [
                 (each.exit_code, render_failure(each))
