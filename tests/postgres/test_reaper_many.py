@@ -17,6 +17,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connections, transaction
 
+from conn_guard.sessions.login import Login
 from conn_guard.sessions.parallel import _share
 from conn_guard.sessions.policy import Policy
 from conn_guard.sessions.reaper import Reaper, RunOptions, reap_all
@@ -225,6 +226,19 @@ def test_staying_keeps_the_session_of_each_alias(process, large):
     until(lambda: not large.reapers())
 
 
+def test_sessions_that_were_kept_over_rounds_end_with_the_run(large, aliases):
+    options, policy = RunOptions(repeats=True), Policy(idle_for=timedelta(hours=1))
+    with ExitStack() as stack:
+        reapers = [
+            stack.enter_context(Reaper(aliases(large, role, USER=role), policy, options))
+            for role in ROLES[:3]
+        ]
+        for _ in range(2):
+            assert [each.failure for each in reap_all(reapers, stop=Stop())] == [None] * 3
+        assert len(large.reapers()) == 3
+    until(lambda: not large.reapers())
+
+
 def rest_and_go(server, *users):
     sessions = [server.session(user) for user in users]
     until(lambda: not any(map(server.alive, sessions)), timeout=30)
@@ -243,8 +257,15 @@ def test_a_budget_is_exact_over_all_aliases(large, aliases):
     assert run.exit_code == 0
 
 
-def test_a_place_is_reaped_once_by_the_alias_that_comes_first(large, aliases):
+def test_a_place_is_reaped_once_by_the_alias_that_comes_first(large, aliases, monkeypatch):
     (session,) = rest(large, "app1")
+    attempt, another = Login.attempt, threading.Event()
+
+    def first_is_late(login):
+        another.wait(timeout=0.5) if login._alias == "alias0" else another.set()
+        return attempt(login)
+
+    monkeypatch.setattr(Login, "attempt", first_is_late)
     order = [aliases(large, f"alias{number}", USER="app1") for number in range(8)]
     run = reap(*named(*order), "--idle-for", IDLE_FOR)
     assert list(run.summaries) == ["alias0"]
