@@ -156,6 +156,24 @@ def test_a_role_that_can_not_see_is_told_the_grant(server):
     server.ask("DROP PROCEDURE conn_guard_reap")
 
 
+def test_it_refuses_to_run_inside_a_transaction_and_takes_its_threshold_by_name(server):
+    session = server.session()
+    with server.alias():
+        stdout = io.StringIO()
+        call_command("idle_reaper", *server.rested(session), "--advise", stdout=stdout)
+    server.ask(stdout.getvalue())
+    server.ask("ALTER ROLE app IN DATABASE postgres RESET idle_session_timeout")
+    caller = server.session("postgres", application_name="caller")
+    caller.execute("BEGIN")
+    with pytest.raises(Exception, match="invalid transaction termination"):
+        caller.execute(CALL)
+    caller.execute("ROLLBACK")
+    assert server.alive(session)
+    caller.execute("CALL conn_guard_reap(idle_for => '5 min')")
+    assert server.alive(session)
+    server.ask("DROP PROCEDURE conn_guard_reap")
+
+
 def test_psql_runs_the_advice_as_it_is_printed(server):
     psql = server.server.bin / "psql"
     if not psql.exists():
