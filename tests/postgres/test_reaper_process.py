@@ -100,6 +100,19 @@ def test_a_run_from_the_command_line(start, session_factory, application_name, a
     assert start("--application-name", application_name, "-v", "0").end() == (0, "", "")
 
 
+def test_a_run_loads_neither_the_rules_of_the_checks_nor_what_other_commands_need(start):
+    modules = "import atexit, sys; atexit.register(lambda: print(*sorted(sys.modules)))"
+    exit_code, stdout, _ = start("-v", "0", "--dry-run", prelude=modules).end()
+    assert exit_code == 0
+    loaded = set(stdout.split())
+    assert "conn_guard.sessions.reaper" in loaded
+    assert {"rich", "textual", "conn_guard.checks.rules"} & loaded == set()
+    assert not [
+        name for name in loaded if name.startswith(("conn_guard.contrib", "conn_guard.engine."))
+    ]
+    assert "conn_guard.sessions.render.html" not in loaded
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

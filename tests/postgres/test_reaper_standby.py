@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
+from django.db import connections
 
 from tests.support import programs
 from tests.support.own_server import OwnServer, own_server
@@ -123,6 +124,38 @@ def test_a_primary_and_its_replica_are_two_places(primary, standby):
     assert run.fate(here) == run.fate(there) == ("signalled", None)
     assert set(run.summaries) == {"own", "replica"}
     assert "again leads to the same place as own: reaped once" in run.stderr
+    primary.clean()
+    standby.clean()
+
+
+def test_all_databases_leaves_standbys_out_with_a_note(primary, standby, monkeypatch):
+    here, there = primary.session(), standby.session()
+    with standby.alias(), primary.alias("primary"):
+        for name in set(connections.settings) - {"own", "primary"}:
+            monkeypatch.delitem(connections.settings, name)
+        standby.rested(there)
+        _, _, *idle_for = primary.rested(here)
+        run = reap(*idle_for, "--all-databases")
+    assert (run.exit_code, list(run.summaries)) == (0, ["primary"])
+    assert run.fate(here) == ("signalled", None)
+    assert standby.alive(there)
+    assert "own is a standby: skipped; --database own reaps there\n" in run.stderr
+    primary.clean()
+    standby.clean()
+
+
+def test_an_address_of_several_hosts_leads_to_the_primary(primary, standby):
+    here, there = primary.session(), standby.session()
+    address = {
+        "HOST": "127.0.0.1,127.0.0.1",
+        "PORT": f"{standby.server.port},{primary.server.port}",
+        "OPTIONS": {"target_session_attrs": "read-write"},
+    }
+    with primary.alias(**address):
+        standby.rested(there)
+        run = reap(*primary.rested(here))
+    assert (run.exit_code, run.fate(here)) == (0, ("signalled", None))
+    assert standby.alive(there)
     primary.clean()
     standby.clean()
 

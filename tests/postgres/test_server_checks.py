@@ -334,11 +334,10 @@ def test_W308_reaps_healthy(make_alias, settings):
         " CONN_HEALTH_CHECKS = True, or take the engine conn_guard.engine.postgresql."
     )
     assert found(alias)["W308"] == text
-    message = checks.reaping_message(alias)
-    assert message
+    (message,) = checks.reaping_messages([alias])
     assert message.id == "conn_guard.W308"
     settings.SILENCED_SYSTEM_CHECKS = ["conn_guard.W308"]
-    assert checks.reaping_message(alias) is None
+    assert list(checks.reaping_messages([alias])) == []
 
 
 @pytest.mark.parametrize(
@@ -354,7 +353,7 @@ def test_W308_reaps_healthy(make_alias, settings):
 )
 def test_a_reaper_that_meets_no_healthy_connection_is_fine(make_alias, settings, values):
     settings.CONN_GUARD = {"REAP_IDLE_FOR": timedelta(minutes=1)}
-    assert checks.reaping_message(make_alias(**values)) is None
+    assert list(checks.reaping_messages([make_alias(**values)])) == []
 
 
 @pools

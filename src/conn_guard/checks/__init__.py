@@ -77,15 +77,15 @@ def deployment_checks(
     return messages
 
 
-def reaping_message(alias_name: str) -> CheckMessage | None:
-    """Return W308 about an alias unless it is silenced; idle_reaper prints it on stderr."""
-    from conn_guard.checks import rules
+def reaping_messages(databases: Sequence[str]) -> Iterator[CheckMessage]:
+    """Yield W308 about each of *databases* unless it is silenced; idle_reaper prints it."""
+    for alias in _aliases(databases):
+        if alias.kept_seconds:  # else W308 can't apply, and loading the rules takes time
+            from conn_guard.checks import rules
 
-    for alias in _aliases([alias_name]):
-        for message in rules.RULES["W308"].messages(alias):
-            if not message.is_silenced():
-                return message
-    return None
+            for message in rules.RULES["W308"].messages(alias):
+                if not message.is_silenced():
+                    yield message
 
 
 def _aliases(databases: Sequence[str] | None) -> Iterator[Alias]:

@@ -103,13 +103,13 @@ def duration(options: Mapping[str, Any], name: str, *, zero: bool = False) -> ti
     return read
 
 
-def number(options: Mapping[str, Any], name: str) -> int | None:
-    """Return the option *name* as a whole number from zero on; None if it isn't given."""
+def number(options: Mapping[str, Any], name: str, *, least: int = 0) -> int | None:
+    """Return the option *name* as a whole number from *least* on; None if it isn't given."""
     value = options[name]
     if value is None:
         return None
-    if not str(value).isdecimal():
-        raise wrong(f"{flag(name)}: {value!r} is not a whole number from 0 on.")
+    if not str(value).isdecimal() or int(value) < least:
+        raise wrong(f"{flag(name)}: {value!r} is not a whole number from {least} on.")
     return int(value)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-import random
+import math
 import re
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ logger = logging.getLogger("conn_guard.postgres")
 
 LOG_IN_FOR = timedelta(seconds=30)
 """How long a failing login is tried again: slots become free as connections end."""
+ONE_TRY_S = 5
+"""The seconds after which one try to log in is given up, for each host of the address."""
 
 # libpq reports the backend pid received at login; a pooler reports a made-up one. Where the two
 # differ, a SET or a lock of ours would stay on a session that the pooler gives to other clients.
@@ -51,6 +54,7 @@ SELECT session_user::text AS login_role,
        current_database()::text AS database,
        current_setting('server_version_num')::int AS version_num,
        (SELECT rolsuper FROM pg_roles WHERE rolname = session_user) AS is_superuser,
+       pg_is_in_recovery() AS is_standby,
        (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint AS started_us
 """
 
@@ -62,7 +66,7 @@ SYSTEM_IDENTIFIER = "SELECT system_identifier FROM pg_control_system()"
 DISCARD = "DISCARD ALL"
 
 # A URL or a password that was written where a name belongs.
-_SECRETS = re.compile(r"[a-z+]+://[^\s'\"]+|password\s*=\s*('[^']*'|\S+)", re.IGNORECASE)
+_SECRETS = r"[a-z+]+://[^\s'\"]+|password\s*=\s*('[^']*'|\S+)"
 
 # Keys of OPTIONS for Django, a pool or the application's connections; the other keys are libpq's.
 _NOT_LIBPQ = {
@@ -80,7 +84,7 @@ _NOT_LIBPQ = {
 _OUR_OPTIONS = {
     # Empty, not absent: without it libpq takes PGOPTIONS, and poolers refuse startup options.
     "options": "",
-    "connect_timeout": 5,
+    "connect_timeout": ONE_TRY_S,
     "keepalives": 1,
     "keepalives_idle": 30,
     "keepalives_interval": 10,
@@ -115,6 +119,19 @@ class Identity:
     database: str
 
 
+class Places:
+    """The alias that came first to each server, database and role; threads may share it."""
+
+    def __init__(self) -> None:
+        self._first: dict[Identity, str] = {}
+        self._lock = threading.Lock()
+
+    def first(self, identity: Identity, alias: str) -> str:
+        """Return the alias that came first to *identity*, which may be *alias* itself."""
+        with self._lock:
+            return self._first.setdefault(identity, alias)
+
+
 def own_settings(
     settings: Mapping[str, Any], application_name: str = REAPER_APPLICATION
 ) -> dict[str, Any]:
@@ -137,18 +154,25 @@ def own_settings(
 
 
 class OwnSession:
-    """Our own session on the server of an alias; use it from one thread and close it."""
+    """Our own session on the server of an alias; use it from one thread at a time and close it."""
 
     def __init__(
-        self, alias: str, *, pooled: bool = False, application_name: str = REAPER_APPLICATION
+        self,
+        alias: str,
+        *,
+        pooled: bool = False,
+        application_name: str = REAPER_APPLICATION,
+        give_up_after_s: int = ONE_TRY_S,
     ) -> None:
         """Log in; *pooled* says that the project declared a pooler in session mode.
+
+        *give_up_after_s* counts for each host of the alias's address.
 
         Raises PooledError, TooOldError, LostError, ImproperlyConfigured and Django's database
         errors.
         """
         self.alias = alias
-        self.connection = _connect(alias, application_name)
+        self.connection = _connect(alias, application_name, give_up_after_s)
         self._cursor: Any = None
         self._is_pooled = False
         try:
@@ -161,6 +185,7 @@ class OwnSession:
             self.database: str = identity["database"]
             self.version_num: int = identity["version_num"]
             self.is_superuser: bool = identity["is_superuser"]
+            self.is_standby: bool = identity["is_standby"]
             self.identity = Identity(
                 self._system_identifier(), identity["started_us"], self.login_role, self.database
             )
@@ -240,16 +265,17 @@ def named_rows(cursor: Any) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
-def _connect(alias: str, application_name: str) -> Any:
+def _connect(alias: str, application_name: str, give_up_after_s: int) -> Any:
     """Return a connection by Django's own engine, in autocommit, on which nothing was sent yet.
 
     Django's first statements are left out: a time zone that is set before the check for a pooler
     would stay on the pooler's session. ``connection_created`` isn't sent: a project's receiver
     that runs ``SET ROLE`` would hide the sessions that we look for.
     """
-    connection = load_backend("django.db.backends.postgresql").DatabaseWrapper(
-        own_settings(connections.settings[alias], application_name), alias
-    )
+    settings = own_settings(connections.settings[alias], application_name)
+    settings["OPTIONS"]["connect_timeout"] = give_up_after_s
+    connection = load_backend("django.db.backends.postgresql").DatabaseWrapper(settings, alias)
+    connection.inc_thread_sharing()  # with --every, each round may use it in another thread
     connection.queries_log = deque(maxlen=0)  # with DEBUG, Django would keep every statement
     with connection.wrap_database_errors:
         connection.connection = connection.get_new_connection(connection.get_connection_params())
@@ -258,28 +284,55 @@ def _connect(alias: str, application_name: str) -> Any:
     return connection
 
 
-def log_in(
-    alias: str,
-    *,
-    pooled: bool,
-    stop: Stop,
-    tell: Callable[[str], None],
-    earlier: OwnSession | None = None,
-    application_name: str = REAPER_APPLICATION,
-) -> OwnSession:
-    """Return a session for *alias*; a login that fails is tried again for LOG_IN_FOR.
+class Login:
+    """A login for an alias that is tried again and again until its time is over."""
 
-    After the first failure *tell* gets a line that says so, and each alias that differs in USER
-    and PASSWORD alone is tried once. *earlier* is a closed session of the same alias, which knows
-    the server's version and whether the role is a superuser.
+    def __init__(
+        self,
+        alias: str,
+        *,
+        pooled: bool,
+        stop: Stop,
+        tell: Callable[[str], None],
+        connect_for: timedelta | None = None,
+        earlier: OwnSession | None = None,
+        application_name: str = REAPER_APPLICATION,
+    ) -> None:
+        """*connect_for* is LOG_IN_FOR unless given, and begins with the first try.
 
-    Raises RunError: Exit.UNREACHABLE, or Exit.USAGE where trying again can't help.
-    """
-    until = time.monotonic() + LOG_IN_FOR.total_seconds()
-    is_first = True
-    while True:
+        *earlier* is a closed session of the same alias, which knows the server's version and
+        whether the role is a superuser.
+        """
+        self._alias = alias
+        self._pooled = pooled
+        self._stop = stop
+        self._tell = tell
+        self._seconds = (LOG_IN_FOR if connect_for is None else connect_for).total_seconds()
+        self._earlier = earlier
+        self._application_name = application_name
+        self._until: float | None = None
+        self._said = ""
+
+    def attempt(self) -> OwnSession | None:
+        """Try once; return None if a later try may succeed.
+
+        After the first failure *tell* gets a line that says so, and each alias that differs in
+        USER and PASSWORD alone is tried once.
+
+        Raises RunError: Exit.UNREACHABLE, or Exit.USAGE where trying again can't help.
+        """
+        alias, is_first = self._alias, self._until is None
+        if self._until is None:
+            self._until = time.monotonic() + self._seconds
+        elif self._stop.signum is not None:
+            raise self._refusal()
         try:
-            return OwnSession(alias, pooled=pooled, application_name=application_name)
+            return OwnSession(
+                alias,
+                pooled=self._pooled,
+                application_name=self._application_name,
+                give_up_after_s=self._give_up_after_s,
+            )
         except PooledError:
             raise RunError(Exit.USAGE, _pooled(alias)) from None
         except TooOldError:
@@ -287,38 +340,59 @@ def log_in(
                 Exit.USAGE, f"The server of {alias!r} is older than PostgreSQL 14."
             ) from None
         except (LostError, OperationalError, InterfaceError) as error:
-            said = one_line(error_text(error, alias))
+            self._said = one_line(error_text(error, alias))
         except (Error, ImproperlyConfigured) as error:
             message = f"DATABASES[{alias!r}] leads to no session: {error_text(error, alias)}"
             raise RunError(Exit.USAGE, message) from None
         if is_first:
-            is_first = False
-            seconds = f"{LOG_IN_FOR.total_seconds():g}"
-            tell(f"{alias}: can't log in yet, trying for {seconds} s: {said}")
-            if (session := _by_another_role(alias, application_name)) is not None:
-                tell(f"{alias}: logged in by alias {session.alias!r}; the scope stays the same")
+            self._tell(f"{alias}: can't log in yet, trying for {self._seconds:g} s: {self._said}")
+            if (session := self._by_another_role()) is not None:
+                other = session.alias
+                self._tell(f"{alias}: logged in by alias {other!r}; the scope stays the same")
                 return session
-        if stop.signum is not None or time.monotonic() >= until:
-            cures = advice(
-                said,
-                role=connections.settings[alias].get("USER") or "",
-                aliases=list(_of_same_server(alias)),
-                version_num=earlier.version_num if earlier else None,
-                is_superuser=earlier.is_superuser if earlier else None,
-            )
-            separator = "" if said.endswith((".", "!", "?")) else "."
-            raise RunError(Exit.UNREACHABLE, f"{alias}: can't connect: {said}{separator} {cures}")
-        stop.sleep(random.uniform(0.1, 0.5))  # noqa: S311 - jitter, no secret
+        if self._stop.signum is not None or time.monotonic() >= self._until:
+            raise self._refusal()
+        return None
+
+    @property
+    def _give_up_after_s(self) -> int:
+        # 2 is libpq's least, and 0 would wait without end.
+        left_s = (self._until or 0) - time.monotonic()
+        return max(2, min(ONE_TRY_S, math.ceil(left_s)))
+
+    def _by_another_role(self) -> OwnSession | None:
+        """Return a session for the first alias that differs in USER and PASSWORD and gets in."""
+        for other in _of_same_server(self._alias, same_database=True):
+            if self._stop.signum is not None or time.monotonic() >= (self._until or 0):
+                break
+            try:
+                return OwnSession(
+                    other,
+                    application_name=self._application_name,
+                    give_up_after_s=self._give_up_after_s,
+                )
+            except (Error, ImproperlyConfigured, LostError, PooledError, TooOldError):
+                logger.debug("The alias %r could not log in either.", other, exc_info=True)
+        return None
+
+    def _refusal(self) -> RunError:
+        alias, earlier = self._alias, self._earlier
+        cures = advice(
+            self._said,
+            role=connections.settings[alias].get("USER") or "",
+            aliases=list(_of_same_server(alias)),
+            version_num=earlier.version_num if earlier else None,
+            is_superuser=earlier.is_superuser if earlier else None,
+        )
+        separator = "" if self._said.endswith((".", "!", "?")) else "."
+        message = f"{alias}: can't connect: {self._said}{separator} {cures}"
+        return RunError(Exit.UNREACHABLE, message)
 
 
-def _by_another_role(alias: str, application_name: str) -> OwnSession | None:
-    """Return a session for the first alias that differs in USER and PASSWORD alone and gets in."""
-    for other in _of_same_server(alias, same_database=True):
-        try:
-            return OwnSession(other, application_name=application_name)
-        except (Error, ImproperlyConfigured, LostError, PooledError, TooOldError):
-            logger.debug("The alias %r could not log in either.", other, exc_info=True)
-    return None
+def address_key(alias: str) -> str:
+    """Return a text that is equal for aliases whose settings name one server, database and role."""
+    settings = connections.settings[alias]
+    return repr((_server(settings), settings.get("NAME"), settings.get("USER")))
 
 
 def _of_same_server(alias: str, *, same_database: bool = False) -> Iterator[str]:
@@ -366,7 +440,7 @@ def error_text(error: BaseException, alias: str) -> str:
     ):
         if isinstance(secret, str) and secret:
             text = text.replace(secret, "***")
-    return _SECRETS.sub("***", text)
+    return re.sub(_SECRETS, "***", text, flags=re.IGNORECASE)
 
 
 def sqlstate(error: BaseException) -> str | None:

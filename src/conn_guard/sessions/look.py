@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from django.db import Error
 
 from conn_guard.sessions.census import by_state, judge_all, nearest_limit
 from conn_guard.sessions.groups import Row, Setting, Snapshot, belongs, limit_kind
-from conn_guard.sessions.login import Identity, LostError, OwnSession, error_text
+from conn_guard.sessions.login import LostError, OwnSession, Places, error_text
+from conn_guard.sessions.parallel import side_by_side
 from conn_guard.sessions.policy import Policy, Verdict
 from conn_guard.sessions.report import Exit, RunError
 from conn_guard.sessions.scope import grant, identity, missing_rights, scope
@@ -76,15 +77,15 @@ class Observer(ServerClient):
         )
         self._policy = policy
 
-    def look(self, *, seen: dict[Identity, str] | None = None) -> Snapshot:
+    def look(self, *, places: Places | None = None) -> Snapshot:
         """Look once and return the snapshot, also of a failure.
 
-        *seen* has the aliases that were looked at already by server, database and role.
+        Of the aliases that share *places*, each place is looked at once.
         """
         started = time.monotonic()
         snapshot = Snapshot(alias=self.alias, policy=self._policy)
         try:
-            snapshot = self._look(snapshot, {} if seen is None else seen)
+            snapshot = self._look(snapshot, places or Places())
         except RunError as error:
             snapshot = replace(snapshot, failure=str(error), failed_with=error.exit_code)
         except LostError as error:
@@ -100,11 +101,11 @@ class Observer(ServerClient):
             self.close()
         return replace(snapshot, seconds=time.monotonic() - started)
 
-    def _look(self, snapshot: Snapshot, seen: dict[Identity, str]) -> Snapshot:
+    def _look(self, snapshot: Snapshot, places: Places) -> Snapshot:
         server = self.server()
         session = server.session
         snapshot = replace(snapshot, address=session.address)
-        if (first := seen.setdefault(identity(session, self.alias), self.alias)) != self.alias:
+        if (first := places.first(identity(session, self.alias), self.alias)) != self.alias:
             note = f"{self.alias} leads to the same place as {first}: reported once"
             return replace(snapshot, mirror_of=first, notes=[note])
         policy = scope(session, self.alias, self._policy)
@@ -158,13 +159,13 @@ class Observer(ServerClient):
             return {}
 
 
-def look_at_all(observers: Iterable[Observer], *, stop: Stop) -> Iterator[Snapshot]:
-    """Look once with each of *observers* and yield its snapshot; the same place is yielded once."""
-    seen: dict[Identity, str] = {}
-    for observer in observers:
-        if stop.signum is not None:
-            break
-        yield observer.look(seen=seen)
+def look_at_all(observers: Sequence[Observer], *, stop: Stop) -> Iterator[Snapshot]:
+    """Look once with each of *observers*, side by side, and yield the snapshots in their order.
+
+    The same place is looked at once.
+    """
+    places = Places()
+    yield from side_by_side(observers, lambda observer: observer.look(places=places), stop=stop)
 
 
 def _rows(

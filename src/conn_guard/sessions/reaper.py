@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from shlex import quote
 
 from django.db import Error, connections
 
@@ -18,7 +20,8 @@ from conn_guard.sessions.census import (
     note_no_session,
     note_none_due,
 )
-from conn_guard.sessions.login import Identity, LostError, error_text, sqlstate
+from conn_guard.sessions.login import LostError, Places, error_text, sqlstate
+from conn_guard.sessions.parallel import side_by_side
 from conn_guard.sessions.policy import Policy, Verdict
 from conn_guard.sessions.report import Action, Exit, Outcome, Report, RunError, Status
 from conn_guard.sessions.scope import grant, identity, missing_rights, scope
@@ -42,6 +45,38 @@ class RunOptions:
     """The project declared a pooler in session mode in front of this alias."""
     repeats: bool = False
     """More runs follow: the session and its lock are kept, and a signal to stop is no failure."""
+    connect_for: timedelta | None = None
+    """How long a login that fails is tried again; None: LOG_IN_FOR."""
+    skips_standbys: bool = False
+
+
+class Budget:
+    """The signals that a run may still send, to the sessions of all its aliases together."""
+
+    def __init__(self, at_most: int | None = None) -> None:
+        """*at_most* is None for a run without a limit."""
+        self._left = at_most
+        self._lock = threading.Lock()
+
+    @property
+    def left(self) -> int | None:
+        """The number of signals that are left; None without a limit."""
+        return self._left
+
+    def take(self) -> bool:
+        """Return whether one more session may be signalled, and count it."""
+        with self._lock:
+            if self._left is None:
+                return True
+            has_left = self._left > 0
+            self._left -= has_left
+            return has_left
+
+    def give_back(self) -> None:
+        """Count a signal as not sent."""
+        with self._lock:
+            if self._left is not None:
+                self._left += 1
 
 
 class Reaper(ServerClient):
@@ -67,6 +102,7 @@ class Reaper(ServerClient):
             application_name=REAPER_APPLICATION,
             stop=stop,
             tell=tell,
+            connect_for=options.connect_for,
         )
         self._policy = policy
         self._options = options
@@ -87,17 +123,24 @@ class Reaper(ServerClient):
         return scope(self.server().session, self.alias, self._policy)
 
     def reap(
-        self, *, at_most: int | None = None, seen: dict[Identity, str] | None = None
+        self,
+        *,
+        budget: Budget | None = None,
+        places: Places | None = None,
+        in_atomic_blocks: Collection[str] | None = None,
     ) -> Report:
         """List, judge, signal and verify once; return the report, also of a failure.
 
-        *at_most* limits the number of signals. *seen* has the aliases that were reaped already by
-        their server, database and role: a place is reaped once.
+        *budget* limits the number of signals. Of the aliases that share *places*, each place is
+        reaped once. The aliases *in_atomic_blocks* are refused: by default those of this thread.
         """
         started = time.monotonic()
+        if in_atomic_blocks is None:
+            in_atomic_blocks = _in_atomic_blocks()
         report = Report(alias=self.alias, dry_run=self._options.dry_run)
         try:
-            report = self._reap(report, at_most, {} if seen is None else seen)
+            _refuse_atomic(self.alias, in_atomic_blocks)
+            report = self._reap(report, budget or Budget(), places or Places())
         except RunError as error:
             report = replace(report, failure=str(error), failed_with=error.exit_code)
         except LostError as error:
@@ -113,14 +156,16 @@ class Reaper(ServerClient):
             report = replace(report, interrupted_by=self._stop.signum)
         return replace(report, seconds=time.monotonic() - started)
 
-    def _reap(self, report: Report, at_most: int | None, seen: dict[Identity, str]) -> Report:
-        _refuse_atomic(self.alias)
+    def _reap(self, report: Report, budget: Budget, places: Places) -> Report:
         server = self.server()
         policy = self.scope()
         report = replace(report, address=server.session.address)
-        if (
-            first := seen.setdefault(identity(server.session, self.alias), self.alias)
-        ) != self.alias:
+        if self._options.skips_standbys and server.session.is_standby:
+            self.close()  # the next run asks again whether it is one
+            note = f"{self.alias} is a standby: skipped; --database {quote(self.alias)} reaps there"
+            return replace(report, is_skipped_standby=True, notes=[note])
+        first = places.first(identity(server.session, self.alias), self.alias)
+        if first != self.alias:
             note = f"{self.alias} leads to the same place as {first}: reaped once"
             return replace(report, mirror_of=first, notes=[note])
         if not self._options.dry_run and not self._lock(server, policy):
@@ -145,26 +190,28 @@ class Reaper(ServerClient):
         report = replace(report, outcomes=[_not_signalled(*each) for each in judged])
         # With --every the numbers of such a note would differ each round.
         if not report.candidates and not self._options.repeats:
-            notes = [f"{self.alias}: {note}" for note in note_none_due(sessions, policy, at_most)]
+            notes = [
+                f"{self.alias}: {note}" for note in note_none_due(sessions, policy, budget.left)
+            ]
             report = replace(report, notes=[*report.notes, *notes])
-        return self._act(server, report, judged, at_most)
+        return self._act(server, report, judged, budget)
 
     def _act(
         self,
         server: Server,
         report: Report,
         judged: Sequence[tuple[Session, Verdict]],
-        at_most: int | None,
+        budget: Budget,
     ) -> Report:
         due = sum(verdict is Verdict.REAP for _, verdict in judged)
         outcomes: list[Outcome] = []
-        done = used = 0
+        done = 0
         failure = None
         for session, verdict in judged:
             if verdict is not Verdict.REAP:
                 outcomes.append(_not_signalled(session, verdict))
                 continue
-            if at_most is not None and used >= at_most:
+            if not budget.take():
                 outcome = _not_signalled(session, Verdict.MAX)
             elif self._options.dry_run or self._stop.signum is not None or failure:
                 outcome = _not_signalled(session, verdict)
@@ -174,7 +221,8 @@ class Reaper(ServerClient):
                 except LostError as error:
                     failure = self._lost(error)
                     outcome = Outcome(session, Action.FAILED, "connection_lost")
-            used += outcome.action in (Action.SIGNALLED, Action.WOULD_SIGNAL)
+                if outcome.action is Action.SPARED or outcome.reason == "permission_denied":
+                    budget.give_back()
             done += 1
             outcomes.append(outcome)
             self._progress(done, due)
@@ -229,20 +277,25 @@ class Reaper(ServerClient):
 
 
 def reap_all(
-    reapers: Iterable[Reaper], *, stop: Stop, at_most: int | None = None
+    reapers: Sequence[Reaper],
+    *,
+    stop: Stop,
+    at_most: int | None = None,
+    jobs: int | None = None,
+    spread: timedelta = timedelta(0),
 ) -> Iterator[Report]:
-    """Run each of *reapers* once and yield its report; the same place is reaped once.
+    """Run each of *reapers* once, side by side, and yield the reports in their order.
 
-    *at_most* limits the number of signals of all reapers together.
+    The same place is reaped once. *at_most* limits the number of signals of all reapers together.
+    *jobs* and *spread* are those of side_by_side().
     """
-    seen: dict[Identity, str] = {}
-    for reaper in reapers:
-        if stop.signum is not None:
-            break
-        report = reaper.reap(at_most=at_most, seen=seen)
-        if at_most is not None:
-            at_most -= report.signalled + report.would_signal
-        yield report
+    # Another thread has other connections of Django's, and would see no atomic block.
+    budget, places, in_atomic_blocks = Budget(at_most), Places(), _in_atomic_blocks()
+
+    def reap(reaper: Reaper) -> Report:
+        return reaper.reap(budget=budget, places=places, in_atomic_blocks=in_atomic_blocks)
+
+    yield from side_by_side(reapers, reap, stop=stop, jobs=jobs, spread=spread)
 
 
 def end_chosen(
@@ -283,14 +336,22 @@ def _unverified(report: Report, failure: str, exit_code: Exit) -> Report:
     return replace(report, gone=None, survivors=None, failure=failure, failed_with=exit_code)
 
 
-def _refuse_atomic(alias: str) -> None:
-    for connection in connections.all(initialized_only=True):
-        if connection.alias == alias and connection.in_atomic_block:
-            raise RunError(
-                Exit.USAGE,
-                f"{alias}: idle_reaper was called inside transaction.atomic(). Call it outside:"
-                " inside a transaction the server checks old rows before it signals.",
-            )
+def _in_atomic_blocks() -> set[str]:
+    """Return the aliases whose connection of this thread is in an atomic block."""
+    return {
+        connection.alias
+        for connection in connections.all(initialized_only=True)
+        if connection.in_atomic_block
+    }
+
+
+def _refuse_atomic(alias: str, in_atomic_blocks: Collection[str]) -> None:
+    if alias in in_atomic_blocks:
+        raise RunError(
+            Exit.USAGE,
+            f"{alias}: idle_reaper was called inside transaction.atomic(). Call it outside:"
+            " inside a transaction the server checks old rows before it signals.",
+        )
 
 
 def _refuse_blind(server: Server, alias: str, sessions: Sequence[Session], policy: Policy) -> None:

@@ -102,8 +102,14 @@ class Report:
     """Lines for stderr."""
     mirror_of: str | None = None
     """The alias of the same server, database and role that was reaped instead."""
+    is_skipped_standby: bool = False
     failure: str | None = None
     failed_with: Exit = Exit.DONE
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether the run left this alias out: its output is a note alone."""
+        return self.mirror_of is not None or self.is_skipped_standby
 
     @property
     def signalled(self) -> int:

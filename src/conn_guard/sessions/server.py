@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from django.db.utils import load_backend
 
 from conn_guard.sessions.census import Limits
-from conn_guard.sessions.login import OwnSession, log_in, named_rows, own_settings
+from conn_guard.sessions.login import Login, OwnSession, named_rows, own_settings
 from conn_guard.sessions.session import Session, State, last_statement
 from conn_guard.sessions.stamp import unstamped
 from conn_guard.sessions.stop import Stop
@@ -246,16 +247,21 @@ class ServerClient:
         application_name: str,
         stop: Stop | None,
         tell: Callable[[str], None] | None,
+        connect_for: timedelta | None = None,
     ) -> None:
         """*pooled* says that the project declared a pooler in session mode; *tell* gets lines.
 
-        Only a login that fails is told, and one that keeps failing once.
+        Only a login that fails is told, and one that keeps failing once. *connect_for* limits how
+        long it is tried again.
         """
         self.alias = alias
         self._pooled = pooled
         self._application_name = application_name
         self._stop = stop or Stop()
         self._tell = tell or (lambda line: None)
+        self._connect_for = connect_for
+        self._login: Login | None = None
+        self._refused: Exception | None = None
         self._server: Server | None = None
         self._earlier: OwnSession | None = None
         self._is_told = False
@@ -270,23 +276,46 @@ class ServerClient:
         """End the session of its own."""
         if self._server is not None:
             self._server.close()
-        self._server = None
+        self._server = self._login = self._refused = None
 
-    def server(self) -> Server:
-        """Return the server as our own session sees it; log in if necessary. Raises RunError."""
-        if self._server is None:
+    def try_log_in(self) -> bool:
+        """Try once to log in if necessary; return False if a later try may succeed.
+
+        server() raises what a try raised.
+        """
+        if self._server is not None or self._refused is not None:
+            return True
+        if self._login is None:
             is_told, self._is_told = self._is_told, True
-            session = log_in(
+            self._login = Login(
                 self.alias,
                 pooled=self._pooled,
                 stop=self._stop,
                 tell=(lambda line: None) if is_told else self._tell,
+                connect_for=self._connect_for,
                 earlier=self._earlier,
                 application_name=self._application_name,
             )
-            self._is_told = False
-            self._server, self._earlier = Server(session), session
-        return self._server
+        try:
+            session = self._login.attempt()
+        except Exception as error:  # noqa: BLE001 - server() raises it
+            self._login, self._refused = None, error
+            return True
+        if session is None:
+            return False
+        self._login, self._is_told = None, False
+        self._server, self._earlier = Server(session), session
+        return True
+
+    def server(self) -> Server:
+        """Return the server as our own session sees it; log in if necessary. Raises RunError."""
+        while (server := self._server) is None:
+            if self._refused is not None:
+                refused, self._refused = self._refused, None
+                raise refused
+            if not self.try_log_in():
+                self._stop.sleep(random.uniform(0.1, 0.5))  # noqa: S311 - jitter, no secret
+        return server
 
 
 def _instant(microseconds: int | None) -> datetime | None:

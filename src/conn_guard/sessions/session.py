@@ -98,9 +98,10 @@ class Session:
 
 
 _COMMENTS = r"(?:\s|--[^\n]*(?:\n|$)|/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/)*"
-_INNERMOST_COMMENT = re.compile(r"/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/")
-_LISTEN = re.compile(rf"(?:^|;){_COMMENTS}listen\b", re.IGNORECASE)
-_HOLDS_STATE = re.compile(rf"^{_COMMENTS}?/\* conn_guard:holds-state \*/")
+# Texts: re compiles and keeps them at their first use, and most runs need none.
+_INNERMOST_COMMENT = r"/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/"
+_LISTEN = rf"(?:^|;){_COMMENTS}listen\b"
+_HOLDS_STATE = rf"^{_COMMENTS}?/\* conn_guard:holds-state \*/"
 
 
 def last_statement(text: str | None) -> LastStatement:
@@ -111,13 +112,13 @@ def last_statement(text: str | None) -> LastStatement:
     """
     if not text:
         return LastStatement.OTHER
-    if _HOLDS_STATE.match(text):
+    if re.match(_HOLDS_STATE, text):
         return LastStatement.HOLDS_STATE
     flat = text
-    while (flatter := _INNERMOST_COMMENT.sub(" ", flat)) != flat:
+    while (flatter := re.sub(_INNERMOST_COMMENT, " ", flat)) != flat:
         flat = flatter
     return (
         LastStatement.LISTEN
-        if _LISTEN.search(text) or _LISTEN.search(flat)
+        if any(re.search(_LISTEN, each, re.IGNORECASE) for each in (text, flat))
         else LastStatement.OTHER
     )

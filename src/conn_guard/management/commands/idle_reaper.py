@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,13 +14,14 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
-from conn_guard.checks import reaping_message
+from conn_guard.checks import reaping_messages
 from conn_guard.conf import Settings
 from conn_guard.management import arguments, filters
 from conn_guard.management.streams import stopped_by_signals
+from conn_guard.sessions.parallel import MOST_JOBS
 from conn_guard.sessions.policy import Policy
 from conn_guard.sessions.reaper import Reaper, RunOptions, reap_all
-from conn_guard.sessions.render.advice import render_advice
+from conn_guard.sessions.render.advice import render_advice, render_procedure
 from conn_guard.sessions.render.json import render_json
 from conn_guard.sessions.render.metrics import write_metrics
 from conn_guard.sessions.render.text import render_bar, render_failure, render_line, render_table
@@ -30,6 +33,8 @@ RISKY_BELOW = timedelta(seconds=30)
 """A shorter threshold ends sessions that a healthy application is about to use."""
 BAR_ABOVE = 100
 """A progress bar is drawn for more signals than this."""
+MOST_SPREAD = timedelta(seconds=30)
+"""With --every, a later round begins with each alias at its own moment of half the interval."""
 
 
 class Command(arguments.OneLineCommand):
@@ -72,6 +77,16 @@ class Command(arguments.OneLineCommand):
             help="How long signalled sessions may take to end. Default: 5s.",
         )
         add(
+            "--connect-for",
+            metavar="DURATION",
+            help="How long a login that fails is tried again, for each alias. Default: 30s.",
+        )
+        add(
+            "--jobs",
+            metavar="N",
+            help=f"Reap up to N aliases at the same time. Default: {MOST_JOBS}.",
+        )
+        add(
             "--every",
             metavar="DURATION",
             help="Repeat until SIGTERM, on one session that is kept open.",
@@ -101,9 +116,11 @@ class Command(arguments.OneLineCommand):
         )
         policy = filters.policy(options, settings)
         every = arguments.duration(options, "every")
-        at_most = arguments.number(options, "max")
+        self._at_most = arguments.number(options, "max")
+        self._jobs = arguments.number(options, "jobs", least=1)
         metrics = _metrics_path(options)
         self._noted: set[str] = set()
+        self._stderr_lock = threading.Lock()
         stop = Stop()
         reapers = [
             Reaper(
@@ -111,7 +128,8 @@ class Command(arguments.OneLineCommand):
                 policy,
                 _run_options(options, settings, alias),
                 stop=stop,
-                progress=self._progress,
+                # Several aliases would draw their bars over one another.
+                progress=self._progress if len(aliases) == 1 else None,
                 tell=self._tell if options["verbosity"] else None,
             )
             for alias in aliases
@@ -121,16 +139,18 @@ class Command(arguments.OneLineCommand):
                 *(f"{alias} is no PostgreSQL: skipped" for alias in skipped),
                 *_warnings(policy, aliases),
             ):
-                self.stderr.write(one_line(line))
+                self._tell(line)
         with ExitStack() as stack:
             stack.enter_context(stopped_by_signals(stop))
             for reaper in reapers:
                 stack.enter_context(reaper)
             if options["advise"]:
                 for reaper in reapers:
-                    self.stdout.write("\n".join(render_advice(reaper.scope())))
+                    policy, session = reaper.scope(), reaper.server().session
+                    procedure = render_procedure(policy, version_num=session.version_num)
+                    self.stdout.write("\n".join([*render_advice(policy), "", *procedure]))
                 return
-            self._rounds(reapers, options, stop, every, at_most, metrics)
+            self._rounds(reapers, options, stop, every, metrics)
 
     def _rounds(
         self,
@@ -138,33 +158,39 @@ class Command(arguments.OneLineCommand):
         options: Mapping[str, Any],
         stop: Stop,
         every: timedelta | None,
-        at_most: int | None,
         metrics: Path | None,
     ) -> None:
         is_first = True
+        spread = timedelta(0)
         while True:
             began = time.monotonic()
             reports = []
-            for report in reap_all(reapers, stop=stop, at_most=at_most):
+            for report in reap_all(
+                reapers, stop=stop, at_most=self._at_most, jobs=self._jobs, spread=spread
+            ):
                 self._print(report, options)
                 reports.append(report)
-            if metrics:
+            if metrics and len(reports) == len(reapers):  # a run cut short keeps the earlier file
                 self._write(metrics, reports, is_last=every is None)
-            faults = sorted(
-                (each for each in reports if each.exit_code), key=lambda each: each.exit_code
-            )
-            is_final = is_first and any(
-                each.exit_code in (Exit.USAGE, Exit.BLIND) for each in faults
-            )
+            faults = [
+                (each.exit_code, render_failure(each))
+                for each in sorted(reports, key=lambda each: each.exit_code)
+                if each.exit_code
+            ]
+            if every is None and stop.signum is not None and len(reports) < len(reapers):
+                faults.append((128 + stop.signum, _cut_short(stop.signum, reapers, reports)))
+            is_final = is_first and any(code in (Exit.USAGE, Exit.BLIND) for code, _ in faults)
             if faults and (every is None or is_final):
-                for report in faults[:-1]:
-                    self.stderr.write(render_failure(report))
-                raise CommandError(render_failure(faults[-1]), returncode=faults[-1].exit_code)
-            for report in faults:
-                self.stderr.write(render_failure(report))
+                for _, line in faults[:-1]:
+                    self._tell(line)
+                code, line = faults[-1]
+                raise CommandError(line, returncode=code)
+            for _, line in faults:
+                self._tell(line)
             if every is None:
                 return
             is_first = False
+            spread = min(every / 2, MOST_SPREAD)
             stop.sleep(every.total_seconds() - (time.monotonic() - began))
             if stop.signum is not None:
                 return
@@ -182,9 +208,9 @@ class Command(arguments.OneLineCommand):
             return
         for note in report.notes:
             if note not in self._noted:  # with --every, a note is written once
-                self.stderr.write(one_line(note))
+                self._tell(note)
                 self._noted.add(note)
-        if report.mirror_of is not None:
+        if report.is_left_out:
             return
         if options["format"] == "json":
             self.stdout.write("\n".join(render_json(report)))
@@ -203,8 +229,9 @@ class Command(arguments.OneLineCommand):
         self.stdout.flush()
 
     def _tell(self, line: str) -> None:
-        self.stderr.write(one_line(line))
-        self.stderr.flush()
+        with self._stderr_lock:  # the threads of several aliases tell of their logins
+            self.stderr.write(one_line(line))
+            self.stderr.flush()
 
     def _progress(self, done: int, due: int) -> None:
         if due > BAR_ABOVE and self.stderr.isatty():
@@ -219,7 +246,15 @@ def _run_options(options: Mapping[str, Any], settings: Settings, alias: str) -> 
         when_above=arguments.percent(options, "when_above"),
         pooled=settings.pooler.get(alias) == "session",
         repeats=options["every"] is not None,
+        connect_for=arguments.duration(options, "connect_for"),
+        skips_standbys=options["all_databases"],
     )
+
+
+def _cut_short(signum: int, reapers: Sequence[Reaper], reports: Sequence[Report]) -> str:
+    left = len(reapers) - len(reports)
+    name = signal.Signals(signum).name
+    return f"Stopped by {name}: {left} of {len(reapers)} aliases were not reaped."
 
 
 def _metrics_path(options: Mapping[str, Any]) -> Path | None:
@@ -240,6 +275,5 @@ def _warnings(policy: Policy, aliases: Sequence[str]) -> Iterator[str]:
             f"The threshold is {duration(policy.idle_for.total_seconds())}: below 30s a session may"
             " be ended in the pause between two requests."
         )
-    for alias in aliases:
-        if message := reaping_message(alias):
-            yield f"{message.id}: {message.msg} {message.hint}"
+    for message in reaping_messages(aliases):
+        yield f"{message.id}: {message.msg} {message.hint}"

@@ -10,7 +10,7 @@ from conn_guard.text import one_line
 
 def render_json(report: Report) -> list[str]:
     """Return *report* as JSON lines: one for each session, one for a failure, and a summary."""
-    if report.mirror_of is not None:
+    if report.is_left_out:
         return []
     events: list[dict[str, object]] = [
         _session_event(report.alias, outcome) for outcome in report.outcomes

@@ -42,7 +42,7 @@ def render_metrics(reports: Iterable[Report], *, now: float, earlier: Mapping[st
     """
     samples: dict[str, list[tuple[dict[str, str], float]]] = {name: [] for name, _ in _METRICS}
     for report in reports:
-        if report.mirror_of is not None:
+        if report.is_left_out:
             continue
         alias = {"alias": report.alias}
         for state, (count, oldest_seconds) in sorted((report.census or {}).items()):
