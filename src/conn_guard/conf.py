@@ -141,21 +141,18 @@ _logged: set[Problem] = set()
 
 def _load() -> tuple[Settings, list[Problem]]:
     global _cached
-    raw = _raw()
+    # Each request asks. Django is slow for an absent setting, because it raises, and its own way
+    # to ``_wrapped`` passes through a method.
+    module: Any = object.__getattribute__(django_settings, "_wrapped")
+    if type(module) is DjangoSettings and "CONN_GUARD" not in vars(module):
+        raw: object = _ABSENT
+    else:
+        raw = getattr(django_settings, "CONN_GUARD", _ABSENT)
     cached = _cached
     # An overridden setting is another object, so identity is enough and no signal is needed.
     if cached is None or cached[0] is not raw:
         _cached = cached = (raw, parse(raw))
     return cached[1]
-
-
-def _raw() -> object:
-    # Each request asks. Django is slow for an absent setting, because it raises, and its own way
-    # to ``_wrapped`` passes through a method.
-    module: Any = object.__getattribute__(django_settings, "_wrapped")
-    if type(module) is DjangoSettings and "CONN_GUARD" not in vars(module):
-        return _ABSENT
-    return getattr(django_settings, "CONN_GUARD", _ABSENT)
 
 
 class _WrongValueError(Exception):

@@ -50,11 +50,12 @@ class ConnectionGuardMiddleware:
             return self.get_response(request)  # type: ignore[no-any-return]
         scope.look()
         try:
-            response = _attach(self.get_response(request), scope)
+            response = self.get_response(request)
+            _attach(response, scope)
         except BaseException:
             scope.finish()
             raise
-        if _is_ready(response):
+        if not response.streaming or _streams_a_file(response):
             scope.end()
         return response
 
@@ -63,13 +64,14 @@ class ConnectionGuardMiddleware:
         if scope is None:
             return await self.get_response(request)  # type: ignore[no-any-return]
         try:
-            response = _attach(await self.get_response(request), scope)
+            response = await self.get_response(request)
+            _attach(response, scope)
         except BaseException:
             # If the request was cancelled, its synchronous code may still run on another thread.
             # That thread closes its own connections when it ends.
             scope.finish()
             raise
-        if _is_ready(response):
+        if not response.streaming or _streams_a_file(response):
             if scope.waits or _is_large(response):
                 await scope.aend()
             else:
@@ -108,10 +110,8 @@ def _is_large(response: HttpResponseBase) -> bool:
     return response.streaming or len(cast("HttpResponse", response).content) > _BUFFERED_BYTES
 
 
-def _is_ready(response: HttpResponseBase) -> bool:
-    """Return whether *response* can be sent without a database connection."""
-    if not response.streaming:
-        return True
+def _streams_a_file(response: HttpResponseBase) -> bool:
+    """Return whether the streaming *response* can be sent without a database connection."""
     return isinstance(response, FileResponse) and _needs_no_database(response.file_to_stream)
 
 
@@ -127,13 +127,12 @@ def _needs_no_database(file: Any) -> bool:
     return type(file) in (io.FileIO, io.BytesIO, tempfile.SpooledTemporaryFile)
 
 
-def _attach(response: HttpResponseBase, scope: RequestScope) -> HttpResponseBase:
+def _attach(response: HttpResponseBase, scope: RequestScope) -> None:
     """Make *scope* end with a streamed body of *response*, and finish when *response* is closed."""
     response.close = _Close(response, scope)  # type: ignore[method-assign]
     if response.streaming and not isinstance(response, FileResponse):
         stream = _astream if getattr(response, "is_async", False) else _stream
         response.streaming_content = stream(response.streaming_content, scope)  # type: ignore[attr-defined]
-    return response
 
 
 def _stream(content: Iterator[bytes], scope: RequestScope) -> Iterator[bytes]:
@@ -169,7 +168,9 @@ class _Close:
     def __call__(self) -> None:
         response = self.response()
         # If requests share the response object, this call belongs to the request that runs here.
-        scope = scopes.current_scope() or self.scope
+        scope = scopes.current.get()
+        if scope is None or scope.finished:
+            scope = self.scope
         try:
             if self.own is not None:
                 self.own()

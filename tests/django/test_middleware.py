@@ -21,7 +21,7 @@ from django.http import FileResponse, HttpResponse
 from django.test import AsyncClient, Client, RequestFactory
 
 from conn_guard.connections import scopes
-from conn_guard.middleware import ConnectionGuardMiddleware, _is_ready
+from conn_guard.middleware import ConnectionGuardMiddleware, _streams_a_file
 from tests.django import urls
 from tests.support.handlers import asgi, wsgi
 
@@ -108,8 +108,8 @@ def test_a_file_of_the_operating_system_needs_no_connection(make, tmp_path):
         "memory": lambda: io.BytesIO(b"bytes"),
     }[make]()
     with contextlib.closing(FileResponse(made)) as response:
-        assert _is_ready(response)
-    assert not _is_ready(FileResponse(iter([b"part"])))
+        assert _streams_a_file(response)
+    assert not _streams_a_file(FileResponse(iter([b"part"])))
 
 
 @pytest.mark.parametrize("max_age", [0, 600])
@@ -166,6 +166,29 @@ def test_what_is_opened_may_be_listed_while_another_thread_opens_more():
         adding.join()
         scope.finish()
     assert len(scope.opened) == len(kept)
+
+
+def test_a_connection_that_was_taken_out_of_djangos_handler_is_left_alone(
+    make_alias, observer, worker
+):
+    alias = make_alias(CONN_MAX_AGE=None)
+
+    def serve(work):
+        scope = scopes.RequestScope(view=str, keep_persistent=True)
+        scope.look()
+        work()
+        scope.finish()
+
+    def requests():
+        serve(lambda: connections[alias].ensure_connection())
+        own = connections[alias]
+        del connections[alias]
+        serve(lambda: own.cursor().execute("BEGIN"))
+        states = observer.states(alias)
+        own.close()
+        return states
+
+    assert worker(requests) == ["idle in transaction"]
 
 
 # Around the request

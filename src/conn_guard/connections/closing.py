@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from django.db import connections
 
@@ -131,27 +132,46 @@ def close_if_unusable_or_obsolete(wrapper: Any) -> None:
     wrapper.conn_guard_reason = "django"
 
 
-def current() -> list[BaseDatabaseWrapper]:
-    """Return this thread's or context's connections.
-
-    Django's ``connections.all(initialized_only=True)`` looks for each of them twice.
-    """
-    local: Any = connections
-    found = (getattr(local._connections, alias, None) for alias in connections)
-    return [wrapper for wrapper in found if wrapper is not None]
-
-
 def is_current(wrapper: BaseDatabaseWrapper) -> bool:
     """Return whether *wrapper* is this thread's or context's connection of its alias."""
-    return any(each is wrapper for each in current())
+    return any(current is wrapper for current in connections.all(initialized_only=True))
+
+
+_here = threading.local()
+
+
+def open_on_this_thread() -> list[BaseDatabaseWrapper]:
+    """Return the connections that are open on this thread; on an event loop's, in this context.
+
+    Every request asks, and asking Django for each alias is slow. So a thread asks Django once, and
+    :func:`note_opened` adds what is opened later.
+    """
+    known: list[ref[BaseDatabaseWrapper]] | None = getattr(_here, "known", None)
+    if known is None or running_loop() is not None:
+        wrappers = connections.all(initialized_only=True)
+        if running_loop() is None:
+            _here.known = [ref(wrapper) for wrapper in wrappers]
+        return [wrapper for wrapper in wrappers if wrapper.connection is not None]
+    found = []
+    for each in known:
+        wrapper = each()
+        if wrapper is not None and wrapper.connection is not None:
+            found.append(wrapper)
+    return found
+
+
+def note_opened(wrapper: BaseDatabaseWrapper) -> None:
+    """Note that *wrapper* was opened on this thread, for :func:`open_on_this_thread`."""
+    known: list[ref[BaseDatabaseWrapper]] | None = getattr(_here, "known", None)
+    if known is None or any(each() is wrapper for each in known) or not is_current(wrapper):
+        return
+    _here.known = [*(each for each in known if each() is not None), ref(wrapper)]
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
     """Return the event loop that runs on this thread, or None."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+    # get_running_loop() would raise where none runs, which is slow.
+    return asyncio._get_running_loop()
 
 
 def run_unattended(closing: Coroutine[Any, Any, None]) -> None:

@@ -49,6 +49,7 @@ def _own(connection: BaseDatabaseWrapper, **kwargs: object) -> None:
         scope = scopes.current.get()
         if scope is not None:
             scope.add(connection)
+        closing.note_opened(connection)
         if not conf.current().close_with_owner:
             return
         loop = closing.running_loop()

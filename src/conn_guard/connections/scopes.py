@@ -87,7 +87,7 @@ class RequestScope:
     def look(self) -> None:
         """Note the connections that are open on this thread before the request runs on it."""
         self.found_on = threading.get_ident()
-        self.found = [each for each in closing.current() if each.connection is not None]
+        self.found = closing.open_on_this_thread()
         if self.found:
             self.found_in_transaction = [each for each in self.found if in_transaction(each)]
 
@@ -97,9 +97,13 @@ class RequestScope:
         A connection that was in a transaction before the request is left alone.
         """
         self.ended = True
-        # Most requests open nothing and leave no transaction open.
-        if not self.opened and (not self.found or not self._is_work_left()):
-            return
+        if not self.opened and not self.close_found:
+            # Most requests open nothing and leave no transaction open.
+            for wrapper in self.found:
+                if wrapper.connection is not None and in_transaction(wrapper):
+                    break
+            else:
+                return
         here = threading.get_ident()
         opened = [wrapper for wrapper, ident in self._opened() if ident == here]
         found = self.found if self.found_on == here else ()
@@ -107,8 +111,11 @@ class RequestScope:
             if wrapper.connection is None or wrapper in self.found_in_transaction:
                 continue
             left_transaction = in_transaction(wrapper)
-            is_kept = not left_transaction and not self.close_found and wrapper not in opened
-            if is_kept or closing.is_lent(wrapper):
+            is_kept = wrapper not in opened and not self.close_found
+            # A wrapper that the application took out of Django's handler is its own.
+            if is_kept and not (left_transaction and closing.is_current(wrapper)):
+                continue
+            if closing.is_lent(wrapper):
                 continue
             if left_transaction and not closing.rolled_back_reading(wrapper):
                 message = "%s left a transaction open on %r; it is rolled back with its connection."
@@ -124,14 +131,6 @@ class RequestScope:
                 closing.close_if_unusable_or_obsolete(wrapper)
             else:
                 closing.close(wrapper, self.reason)
-
-    def _is_work_left(self) -> bool:
-        if self.close_found:
-            return True
-        for wrapper in self.found:
-            if wrapper.connection is not None and in_transaction(wrapper):
-                return True
-        return False
 
     async def aend(self) -> None:
         """End on the event loop's thread and on the thread of the request's synchronous code.
