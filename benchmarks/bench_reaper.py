@@ -34,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -286,6 +286,24 @@ class Tally:
 
 
 def race(options: argparse.Namespace) -> None:
+    major, tallies = 0, dict[str, Tally]()
+    for major, tallies in raced(options):  # noqa: B007 - the last ones are printed
+        pass
+    print(
+        f"PostgreSQL {major}, {options.sessions[0]} sessions, mean rest {options.rest} s, idle for"
+        f" {options.idle} s\n"
+    )
+    print(
+        "| method | ended | hard wrong kills | per 1,000 | errors at clients | per 1,000 | ms a"
+        " round |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, tally in tallies.items():
+        print(tally.row(name), flush=True)
+
+
+def raced(options: argparse.Namespace) -> Iterator[tuple[int, dict[str, Tally]]]:
+    """Yield the server's major version and all tallies after each round of each method."""
     count = options.sessions[0]
     with (
         LocalPostgres(max_connections=count + 20) as server,
@@ -307,19 +325,9 @@ def race(options: argparse.Namespace) -> None:
             for name, method in chosen.items():
                 if tallies[name].ended < options.kills:
                     _round(server, here, method, tallies[name], options)
+                    yield server.major, tallies
         here.send("stop")
         clients.join(10)
-        print(
-            f"PostgreSQL {server.major}, {count} sessions, mean rest {options.rest} s, idle for"
-            f" {options.idle} s\n"
-        )
-        print(
-            "| method | ended | hard wrong kills | per 1,000 | errors at clients | per 1,000 | ms a"
-            " round |"
-        )
-        print("|---|---|---|---|---|---|---|")
-        for name, tally in tallies.items():
-            print(tally.row(name), flush=True)
 
 
 def _round(
@@ -352,6 +360,32 @@ def _round(
 # Speed
 
 
+def seconds_until_gone(
+    port: int, method: Method, watcher: Any, count: int, idle: float, *, within: float = 60
+) -> float:
+    """Return the seconds that *method* takes until *count* new idle sessions have gone.
+
+    Raises TimeoutError if some are still there after *within* seconds.
+    """
+    clients: list[Client] = []
+    try:
+        for _ in range(count):
+            clients.append(Client(port))
+        time.sleep(idle + 0.1)
+        began = time.monotonic()
+        method(idle)
+        while watcher.execute(
+            "SELECT 1 FROM pg_stat_activity WHERE application_name = %s LIMIT 1", (CLIENT,)
+        ).fetchone():
+            if time.monotonic() - began > within:
+                raise TimeoutError(f"Sessions were left after {within:g} s.")
+            time.sleep(0.002)
+        return time.monotonic() - began
+    finally:
+        for client in clients:
+            client.socket.close()
+
+
 def speed(options: argparse.Namespace) -> None:
     print(
         "| sessions | method | ms until all have gone, median | µs a session | ratio to one"
@@ -371,25 +405,17 @@ def speed(options: argparse.Namespace) -> None:
                 taken: dict[str, list[float]] = {name: [] for name in chosen}
                 for _ in range(options.rounds):
                     for name, method in chosen.items():
-                        clients = [Client(server.port) for _ in range(count)]
-                        time.sleep(options.idle + 0.1)
-                        began = time.monotonic()
-                        method(options.idle)
-                        while watcher.execute(
-                            "SELECT 1 FROM pg_stat_activity WHERE application_name = %s LIMIT 1",
-                            (CLIENT,),
-                        ).fetchone():
-                            time.sleep(0.002)
-                        taken[name].append(time.monotonic() - began)
-                        for client in clients:
-                            client.socket.close()
+                        seconds = seconds_until_gone(
+                            server.port, method, watcher, count, options.idle
+                        )
+                        taken[name].append(seconds)
                 # The pair of a round meets the same load, so the ratio is the median of the rounds'
                 # own ratios.
-                for name, seconds in taken.items():
+                for name, times in taken.items():
                     ratio = statistics.median(
-                        each / base for each, base in zip(seconds, taken["naive"], strict=True)
+                        each / base for each, base in zip(times, taken["naive"], strict=True)
                     )
-                    middle = statistics.median(seconds)
+                    middle = statistics.median(times)
                     print(
                         f"| {count} | {name} | {middle * 1000:.0f} | {middle / count * 1e6:.0f} |"
                         f" {ratio:.2f} | {options.rounds} |",

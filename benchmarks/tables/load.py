@@ -1,0 +1,256 @@
+"""Sessions and failed requests while a leaking view is under load."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import Cells, spread
+from benchmarks.peers import PeerError, pgbouncer, project
+from benchmarks.tables.table import Chart, Column, Figures, Measured, Table, reason
+from tests.leaks.clients import Address, load
+from tests.leaks.harness import Cell, Left, environment_of, serving, settle
+from tests.leaks.servers import SERVERS
+from tools.local_postgres import LocalPostgres
+
+SLOTS = 60
+RATE = 25
+SECONDS = 6
+REST = 6
+COUNT = """
+SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND usename = 'app'
+    AND application_name NOT LIKE 'conn_guard:%'
+"""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A column of the leaking site, and what stands around it."""
+
+    column: str = "django"
+    setting: str = "0"
+    around: str = ""
+
+
+VARIANTS = {
+    "Django alone": Variant(),
+    "`CONN_MAX_AGE = 60`": Variant(setting="60"),
+    "Django's pool": Variant(setting="pool"),
+    "PgBouncer in front": Variant(around="pgbouncer"),
+    "`idle_session_timeout = 1s`": Variant(around="timeout"),
+    "`idle_reaper --every 1s`": Variant(around="reaper"),
+    "conn_guard: app": Variant("app"),
+    "conn_guard: app, middleware": Variant("middleware"),
+    "conn_guard: app, middleware, engine": Variant("engine"),
+}
+
+
+def rows(small: bool) -> list[str]:  # noqa: FBT001 - the only argument
+    return [*VARIANTS][:2] if small else [*VARIANTS]
+
+
+def measure(small: bool) -> Iterator[Measured]:  # noqa: FBT001 - the only argument
+    seconds, rounds = (1, 1) if small else (SECONDS, 3)
+    taken: dict[str, list[dict[str, int]]] = {name: [] for name in rows(small)}
+    with LocalPostgres(max_connections=SLOTS + 3) as server:
+        with _superuser(server) as ask:
+            ask("CREATE ROLE app LOGIN")
+        for _ in range(rounds):
+            for name, found in taken.items():
+                try:
+                    found.append(_run(server, VARIANTS[name], seconds))
+                except Exception as error:  # noqa: BLE001 - the other rows are measured
+                    if not found:
+                        yield name, {"failed": reason(error)}
+                    continue
+                yield name, _cells(found)
+
+
+def _cells(found: list[dict[str, int]]) -> Cells:
+    keys = ("failed", "peak", "left", "clients_left", "requests")
+    cells: Cells = {
+        key: spread([each[key] for each in found]) if key in found[0] else None for key in keys
+    }
+    return {**cells, "n": len(found)}
+
+
+@contextmanager
+def _superuser(server: LocalPostgres) -> Iterator[Callable[[str], Any]]:
+    import psycopg
+
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        yield connection.execute
+
+
+def _run(server: LocalPostgres, variant: Variant, seconds: float) -> dict[str, int]:
+    with ExitStack() as stack:
+        ask = stack.enter_context(_superuser(server))
+        url, clients = _around(stack, server, variant, ask)
+        name = "leaks-bench"
+        environ = environment_of(
+            Cell("uvicorn", "x_accel_redirect", variant.setting, variant.column), url, name
+        )
+        site = stack.enter_context(serving(SERVERS["uvicorn"], sys.executable, environ))
+        with _peak(server) as peak:
+            statuses = _drive(site.address, seconds)
+        left = settle(lambda: Left(ask(COUNT).fetchone()[0], 0), REST)
+        answer = {
+            "requests": statuses.total() if hasattr(statuses, "total") else sum(statuses.values()),
+            "failed": sum(times for status, times in statuses.items() if status != 200),
+            "peak": peak[0],
+            "left": left.total,
+        }
+        if clients:
+            answer["clients_left"] = clients()
+    return answer
+
+
+def _around(
+    stack: ExitStack, server: LocalPostgres, variant: Variant, ask: Callable[[str], Any]
+) -> tuple[str, Callable[[], int] | None]:
+    """Set up what stands around the site; return its URL and a count of the pooler's clients."""
+    url = server.url(user="app")
+    if variant.around == "timeout":
+        ask("ALTER ROLE app SET idle_session_timeout = '1s'")
+        stack.callback(ask, "ALTER ROLE app RESET idle_session_timeout")
+    elif variant.around == "reaper":
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        reaping = project(folder, "bench_load", {"default": {"USER": "app", "PORT": server.port}})
+        words = ("idle_reaper", "--idle-for", "1s", "--every", "1s", "-v", "0")
+        stack.enter_context(reaping.running(*words))
+        _wait(lambda: ask(REAPERS).fetchone()[0] == 1)
+    elif variant.around == "pgbouncer":
+        pgbouncer()
+        from tests.support import programs
+
+        address = {"USER": "app", "PASSWORD": "", "HOST": "127.0.0.1", "PORT": server.port}
+        limits = {"default_pool_size": 20, "max_client_conn": 500, "server_idle_timeout": 1}
+        pooler = stack.enter_context(programs.pgbouncer(address, "transaction", **limits))
+        console = stack.enter_context(_console(pooler.url("pgbouncer")))
+        return pooler.url("postgres"), console
+    return url, None
+
+
+REAPERS = """
+SELECT count(*) FROM pg_stat_activity WHERE application_name = 'conn_guard:idle_reaper'
+"""
+
+
+def _wait(happened: Callable[[], bool], within: float = 20) -> None:
+    deadline = time.monotonic() + within
+    while not happened():
+        if time.monotonic() > deadline:
+            raise PeerError(f"the reaper did not log in within {within:g} s")
+        time.sleep(0.05)
+
+
+@contextmanager
+def _console(url: str) -> Iterator[Callable[[], int]]:
+    """Yield a function that counts PgBouncer's clients."""
+    import psycopg
+    from psycopg.rows import dict_row
+
+    # The console doesn't speak the extended protocol.
+    with psycopg.connect(
+        url, autocommit=True, prepare_threshold=None, row_factory=dict_row
+    ) as connection:
+        yield lambda: sum(
+            row["cl_active"] + row["cl_waiting"]
+            for row in connection.execute("SHOW POOLS").fetchall()
+            if row["database"] == "postgres"
+        )
+
+
+@contextmanager
+def _peak(server: LocalPostgres) -> Iterator[list[int]]:
+    """Yield a list whose only element is the peak of sessions during the block."""
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        with _superuser(server) as ask:
+            while not done.wait(0.05):
+                peak[0] = max(peak[0], ask(COUNT).fetchone()[0])
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watching.join()
+
+
+def _drive(address: Address, seconds: float) -> Counter[int]:
+    """Send RATE requests a second, whether earlier ones were answered or not."""
+    statuses: Counter[int] = Counter()
+    began = time.monotonic()
+    with ThreadPoolExecutor(64) as executor:
+        sent = []
+        for number in range(int(RATE * seconds)):
+            time.sleep(max(0.0, began + number / RATE - time.monotonic()))
+            path = "/x_accel_redirect/"
+            sent.append(executor.submit(load, address, path, requests=1, concurrency=1))
+        for each in sent:
+            statuses += each.result()
+    return statuses
+
+
+def says(of: Figures) -> str:
+    alone, guarded = "Django alone", "conn_guard: app, middleware"
+    peak, failed, left = (of(alone, key) for key in ("peak", "failed", "left"))
+    text = (
+        f"Django alone reaches {peak:.0f} of {SLOTS} slots, {failed:.0f} of"
+        f" {of(alone, 'requests'):.0f} requests fail, and {left:.0f} sessions stay; with app and"
+        f" middleware it is {of(guarded, 'peak'):.0f} slots, {of(guarded, 'failed'):.0f} requests"
+        f" and {of(guarded, 'left'):.0f} sessions."
+    )
+    pooled = "PgBouncer in front"
+    text += (
+        f"\nPgBouncer bounds the server's sessions at {of(pooled, 'peak'):.0f} and"
+        f" {of(pooled, 'failed'):.0f} requests fail, but {of(pooled, 'clients_left'):.0f} leaked"
+        " connections keep their places among its clients."
+    )
+    timeout = "`idle_session_timeout = 1s`"
+    return text + (
+        f"\nThe server's own timeout bounds the leak too, at {of(timeout, 'peak'):.0f} sessions"
+        f" with {of(timeout, 'failed'):.0f} failed requests, without any change to the project:"
+        " at this rate and with one second, which is too short for most projects."
+    )
+
+
+TABLE = Table(
+    name="load",
+    title="A leak under load",
+    about=(
+        f"A view leaks as CVAT's downloads do: it queries, and uvicorn's `send` raises.\n"
+        f"{RATE} requests a second arrive for {SECONDS} seconds, at a server with {SLOTS} slots"
+        " for the application.\n"
+        f"*left* counts the sessions {REST} seconds after the last request.\n"
+        "*left at the pooler* counts PgBouncer's clients then.\n"
+        "Every timeout is one second here, so that it takes part within the run."
+    ),
+    first="set-up",
+    columns=(
+        Column("failed", "failed requests"),
+        Column("peak", "peak of sessions"),
+        Column("left", "left"),
+        Column("clients_left", "left at the pooler"),
+        Column("requests", "requests"),
+        Column("n", "n"),
+    ),
+    rows=rows,
+    measure=measure,
+    says=says,
+    chart=Chart("peak", f"Peak of sessions under a leak, of {SLOTS} slots", ".0f"),
+    within=330,
+    packages=("Django", "psycopg", "uvicorn", "PgBouncer"),
+)
