@@ -16,10 +16,12 @@ HEAD = """
 # Benchmarks
 
 What conn_guard costs and how long it takes, beside other ways to bound PostgreSQL's sessions.
-`python3 dev.py nox -s bench` measures every table on your machine and writes this page; after `--` it takes names of tables, such as `--only load`.
+`python3 dev.py nox -s bench` measures every table on your machine and writes this page.
+`python3 dev.py nox -s bench -- --only load` measures one table anew and keeps the others.
 
 Trust the ratios: both figures of a ratio met the same load in one run.
-A cell with a spread reads *median (lowest to highest)*, unless the text of the table names an interval; n is the number of measurements.
+A cell with a spread reads *median (lowest to highest)*, unless the table names an interval.
+*n* is the number of measurements.
 """.strip()
 
 

@@ -141,8 +141,8 @@ def says(of: Figures) -> str:
     ours, bulk = (of(_name(most, method), "seconds") for method in (OURS, BULK))
     growth = of(_name(most, OURS), "growth")
     return (
-        f"For {most} aliases the command takes {ours:.1f} seconds, {growth:.1f} times as long as for"
-        f" one, because the start of Django is paid once; the script takes {bulk:.1f} seconds.\n"
+        f"For {most} aliases the command takes {ours:.1f} seconds, {growth:.1f} times as long as"
+        f" for one, because the start of Django is paid once; the script takes {bulk:.1f} seconds.\n"
         "The script has no guard, no report and no exit code for a server that can't be reached."
     )
 

@@ -13,7 +13,7 @@ from benchmarks.tables.rest import METHODS
 from benchmarks.tables.table import Chart, Column, Figures, Measured, Table, reason
 
 
-def rows(small: bool) -> list[str]:  # noqa: FBT001, ARG001 - the same in a trial
+def rows(small: bool) -> list[str]:  # noqa: FBT001 - the same in a trial
     return [*METHODS.values()]
 
 

@@ -13,7 +13,7 @@ from benchmarks.tables.table import Chart, Column, Figures, Measured, Table
 STATEMENTS = ("SELECT 1", "an ORM get()", "SELECT 1 in atomic()")
 
 
-def rows(small: bool) -> list[str]:  # noqa: FBT001, ARG001 - the same in a trial
+def rows(small: bool) -> list[str]:  # noqa: FBT001 - the same in a trial
     requests = [
         _request(interface, measured, view)
         for interface in SERVED

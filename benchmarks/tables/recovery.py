@@ -27,9 +27,6 @@ CRON_RESERVED = "`idle_reaper` from cron, a role with reserved slots"
 CRON_PEER = "`pgactivity` from cron, a role with reserved slots"
 ROUNDS = {NOTHING: 1, TIMEOUT: 5, EVERY: 5, CRON_APP: 1, CRON_RESERVED: 5, CRON_PEER: 3}
 
-Way = Callable[[ExitStack, float], Callable[[float], object] | None]
-"""Sets up what recovers, for a phase of cron; returns what to call with the seconds since full."""
-
 
 def rows(small: bool) -> list[str]:  # noqa: FBT001 - the only argument
     return [TIMEOUT] if small else [*ROUNDS]
@@ -165,9 +162,14 @@ class _Bench:
         import psycopg
 
         try:
-            return psycopg.connect(self._server.url(user="app"), connect_timeout=10)
+            client = psycopg.connect(
+                self._server.url(user="app"), connect_timeout=10, autocommit=True
+            )
         except psycopg.OperationalError:
             return None
+        # Without a statement a session has no age of its last one, by which pgactivity chooses.
+        client.execute("SELECT 1")
+        return client
 
 
 def says(of: Figures) -> str:
