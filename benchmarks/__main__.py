@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks import page, results
 from benchmarks.tables import TABLES
+from benchmarks.tables.table import Size
 
 LOGS = page.DOCS.parent / "build" / "bench"
 END_WITHIN = 40
@@ -44,22 +45,30 @@ def measure(
     name: str, options: argparse.Namespace, known: dict[str, results.Result]
 ) -> results.Result:
     """Measure one table in a process of its own, and keep each row as soon as it is there."""
-    small = ["--small"] * options.small
-    result = results.begin(f"python -m benchmarks --only {name}{' --small' if small else ''}",
-                           small=options.small)
+    size = Size.TRIAL if options.small else Size.FULL
+    command = ["python", "-m", "benchmarks", "--only", name, *["--small"] * options.small]
+    result = results.begin(" ".join(command), small=options.small)
     LOGS.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with (LOGS / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.measure", name, *small],
+    is_over = threading.Event()
+    with (
+        (LOGS / f"{name}.log").open("w") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.measure", name, size.value],
             cwd=page.DOCS.parent,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-        )
+        ) as process,
+    ):
+
+        def end() -> None:
+            is_over.set()
+            process.terminate()
+
         timers = [
-            threading.Timer(TABLES[name].within, process.terminate),
+            threading.Timer(TABLES[name].within, end),
             threading.Timer(TABLES[name].within + END_WITHIN, process.kill),
         ]
         for timer in timers:
@@ -73,8 +82,14 @@ def measure(
             for timer in timers:
                 timer.cancel()
             process.terminate()
-            process.wait(END_WITHIN)
     result.seconds = round(time.monotonic() - began, 1)
+    why = f"the process ended with {process.returncode}"
+    if is_over.is_set():
+        why = f"its {TABLES[name].within:g} s were over"
+    result.rows = {
+        row: result.rows.get(row, {"failed": f"not measured: {why}"})
+        for row in TABLES[name].rows(size)
+    }
     results.write(options.results, {**known, name: result})
     print(f"{name}: {result.seconds:.0f} s", flush=True)
     return result

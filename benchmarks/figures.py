@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any, Union
+from typing import Any
 
 Spread = dict[str, float]
 """The median, the lowest and the highest value, and n, the number of values."""
-Cell = Union[None, str, float, Spread]
+Cell = str | float | Spread | None
 Cells = dict[str, Cell]
 
 

@@ -10,30 +10,28 @@ from importlib.metadata import PackageNotFoundError
 
 from benchmarks.peers import PeerError, versions
 from benchmarks.tables import TABLES
-from benchmarks.tables.table import reason
+from benchmarks.tables.table import Size, reason
 
 
 def main() -> None:
     # Servers and sessions end with their blocks, also when the time of the table is over.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    table, small = TABLES[sys.argv[1]], "--small" in sys.argv
+    table, size = TABLES[sys.argv[1]], Size(sys.argv[2])
     found: dict[str, str] = {}
     for package in ("", *table.packages):
         try:
             found.update(versions(*filter(None, [package])))
-        except (PeerError, PackageNotFoundError) as error:
-            found[package] = reason(error)
+        except (PeerError, PackageNotFoundError):
+            found[package] = "absent"
     _tell({"versions": found})
-    for row in table.rows(small):
-        _tell({"row": row, "cells": {"failed": f"not measured within {table.within:g} s"}})
     reached: set[str] = set()
     try:
-        for row, cells in table.measure(small):
+        for row, cells in table.measure(size):
             reached.add(row)
             _tell({"row": row, "cells": cells})
     except Exception as error:  # noqa: BLE001 - the other tables are measured
         traceback.print_exc()
-        for row in table.rows(small):
+        for row in table.rows(size):
             if row not in reached:
                 _tell({"row": row, "cells": {"failed": reason(error)}})
 

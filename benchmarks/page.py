@@ -12,6 +12,7 @@ from benchmarks.tables import TABLES
 from benchmarks.tables.table import Figures, Table
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = Path("reference", "benchmarks.md")
 HEAD = """
 # Benchmarks
 
@@ -27,7 +28,7 @@ A cell with a spread reads *median (lowest to highest)*, unless the table names 
 
 def files(results: Mapping[str, Result], docs: Path = DOCS) -> dict[Path, str]:
     """Return the text of the page and of each picture by its path."""
-    made = {docs / "reference" / "benchmarks.md": render(results)}
+    made = {docs / PAGE: render(results)}
     for name, table in TABLES.items():
         if name in results and _measured(table, results[name].rows):
             path = docs / "images" / f"bench-{name}.svg"

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.bench_reaper import CLIENT, NAIVE
 from benchmarks.figures import Cells, ratios, spread
 from benchmarks.peers import PeerError, project
-from benchmarks.tables.table import Chart, Column, Figures, Measured, Table, reason
+from benchmarks.tables.table import Chart, Column, Figures, Measured, Size, Table, reason
 from tools.local_postgres import LocalPostgres
 
 COUNTS = (1, 10, 40)
@@ -29,19 +29,19 @@ for address in sys.argv[1:]:
 LEFT = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
 
 
-def _counts(small: bool) -> tuple[int, ...]:  # noqa: FBT001 - the only argument
-    return (1, 3) if small else COUNTS
+def _counts(size: Size) -> tuple[int, ...]:
+    return (1, 3) if size is Size.TRIAL else COUNTS
 
 
 def _name(count: int, method: str) -> str:
     return f"{count} {'alias' if count == 1 else 'aliases'}, {method}"
 
 
-def rows(small: bool) -> list[str]:  # noqa: FBT001 - the only argument
-    return [_name(count, method) for count in _counts(small) for method in (BULK, OURS)]
+def rows(size: Size) -> list[str]:
+    return [_name(count, method) for count in _counts(size) for method in (BULK, OURS)]
 
 
-def measure(small: bool) -> Iterator[Measured]:  # noqa: FBT001 - the only argument
+def measure(size: Size) -> Iterator[Measured]:
     import psycopg
 
     with (
@@ -49,14 +49,14 @@ def measure(small: bool) -> Iterator[Measured]:  # noqa: FBT001 - the only argum
         tempfile.TemporaryDirectory() as folder,
         psycopg.connect(server.url(), autocommit=True) as watcher,
     ):
-        for number in range(max(_counts(small))):
+        for number in range(max(_counts(size))):
             watcher.execute(f"CREATE DATABASE shop{number}")
         first: dict[str, float] = {}
-        for count in _counts(small):
+        for count in _counts(size):
             taken: dict[str, list[float]] = {BULK: [], OURS: []}
             commands = _commands(server, count, Path(folder))
             failed: set[str] = set()
-            for _ in range(1 if small else 5):
+            for _ in range(1 if size is Size.TRIAL else 5):
                 for method in taken:
                     if method in failed:
                         continue
@@ -142,7 +142,8 @@ def says(of: Figures) -> str:
     growth = of(_name(most, OURS), "growth")
     return (
         f"For {most} aliases the command takes {ours:.1f} seconds, {growth:.1f} times as long as"
-        f" for one, because the start of Django is paid once; the script takes {bulk:.1f} seconds.\n"
+        f" for one, because the start of Django is paid once.\n"
+        f"The script takes {bulk:.1f} seconds.\n"
         "The script has no guard, no report and no exit code for a server that can't be reached."
     )
 

@@ -10,14 +10,14 @@ from benchmarks.bench_reaper import Tally, raced
 from benchmarks.figures import Cells, rate, spread
 from benchmarks.peers import PeerError, pgactivity
 from benchmarks.tables.rest import METHODS
-from benchmarks.tables.table import Chart, Column, Figures, Measured, Table, reason
+from benchmarks.tables.table import Chart, Column, Figures, Measured, Size, Table, reason
 
 
-def rows(small: bool) -> list[str]:  # noqa: FBT001 - the same in a trial
+def rows(size: Size) -> list[str]:
     return [*METHODS.values()]
 
 
-def measure(small: bool) -> Iterator[Measured]:  # noqa: FBT001 - the only argument
+def measure(size: Size) -> Iterator[Measured]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))
     chosen, python = [*METHODS], None
@@ -27,12 +27,12 @@ def measure(small: bool) -> Iterator[Measured]:  # noqa: FBT001 - the only argum
         chosen.remove("pgactivity")
         yield METHODS["pgactivity"], {"failed": reason(error)}
     options = argparse.Namespace(
-        sessions=[12 if small else 500],
+        sessions=[12 if size is Size.TRIAL else 500],
         methods=chosen,
         rest=0.1,
         idle=0.05,
-        kills=6 if small else 2000,
-        minutes=0.5 if small else 2,
+        kills=6 if size is Size.TRIAL else 2000,
+        minutes=0.5 if size is Size.TRIAL else 2,
         pgactivity=python,
     )
     for _, tallies in raced(options):

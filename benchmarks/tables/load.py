@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.figures import Cells, spread
 from benchmarks.peers import PeerError, pgbouncer, project
-from benchmarks.tables.table import Chart, Column, Figures, Measured, Table, reason
+from benchmarks.tables.table import Chart, Column, Figures, Measured, Size, Table, reason
 from tests.leaks.clients import Address, load
 from tests.leaks.harness import Cell, Left, environment_of, serving, settle
 from tests.leaks.servers import SERVERS
@@ -56,18 +56,17 @@ SET_UPS = {
 }
 OF_A_DOWNLOAD = ("Django alone", "`CONN_MAX_AGE = 60`", "Django's pool", "conn_guard: app")
 VARIANTS = {f"{KEPT}, {name}": each for name, each in SET_UPS.items()} | {
-    f"{DOWNLOAD}, {name}": replace(SET_UPS[name], view="x_accel_redirect")
-    for name in OF_A_DOWNLOAD
+    f"{DOWNLOAD}, {name}": replace(SET_UPS[name], view="x_accel_redirect") for name in OF_A_DOWNLOAD
 }
 
 
-def rows(small: bool) -> list[str]:  # noqa: FBT001 - the only argument
-    return [*VARIANTS][:2] if small else [*VARIANTS]
+def rows(size: Size) -> list[str]:
+    return [*VARIANTS][:2] if size is Size.TRIAL else [*VARIANTS]
 
 
-def measure(small: bool) -> Iterator[Measured]:  # noqa: FBT001 - the only argument
-    seconds, rounds = (1, 1) if small else (SECONDS, 3)
-    taken: dict[str, list[dict[str, int]]] = {name: [] for name in rows(small)}
+def measure(size: Size) -> Iterator[Measured]:
+    seconds, rounds = (1, 1) if size is Size.TRIAL else (SECONDS, 3)
+    taken: dict[str, list[dict[str, int]]] = {name: [] for name in rows(size)}
     with LocalPostgres(max_connections=SLOTS + 3) as server:
         with _superuser(server) as ask:
             ask("CREATE ROLE app LOGIN")
@@ -225,7 +224,7 @@ def says(of: Figures) -> str:
         f" {told('conn_guard: app, middleware')}.\n"
         f"PgBouncer in front: {told(pooled)}, while {clients:.0f} leaked connections keep their"
         " places among its clients.\n"
-        f"The server's own timeout, without any change to the project:"
+        "The server's own timeout, without any change to the project:"
         f" {told('`idle_session_timeout = 1s`')}; one second is too short for most projects, and"
         " more sessions pile up within a longer one.\n"
         f"Django's pool bounds the sessions, but {pool:.0f} downloads fail: leaked connections"

@@ -8,12 +8,12 @@ from benchmarks.bench_engine import compare_statements
 from benchmarks.bench_middleware import SERVED, VIEWS, compare_all
 from benchmarks.figures import Cells, spread
 from benchmarks.served import database, stay_on_one_processor
-from benchmarks.tables.table import Chart, Column, Figures, Measured, Table
+from benchmarks.tables.table import Chart, Column, Figures, Measured, Size, Table
 
 STATEMENTS = ("SELECT 1", "an ORM get()", "SELECT 1 in atomic()")
 
 
-def rows(small: bool) -> list[str]:  # noqa: FBT001 - the same in a trial
+def rows(size: Size) -> list[str]:
     requests = [
         _request(interface, measured, view)
         for interface in SERVED
@@ -31,20 +31,22 @@ def _statement(statement: str) -> str:
     return f"engine, {statement}"
 
 
-def measure(small: bool) -> Iterator[Measured]:  # noqa: FBT001 - the only argument
-    pairs, requests, blocks = (3, 10, 40) if small else (40, 200, 1000)
+def measure(size: Size) -> Iterator[Measured]:
+    pairs, requests, blocks = (3, 10, 40) if size is Size.TRIAL else (40, 200, 1000)
     stay_on_one_processor()
     with database() as url:
         # The engine first: it is quick, and its rows are there when time runs out.
         for each in compare_statements(url, blocks, 20, threads=(1,)):
             ratios = {**spread(each.ratios), "median": each.ratio}
-            yield _statement(each.statement), _cells(
-                ratios, each.django_us, each.guarded_us, len(each.ratios)
+            yield (
+                _statement(each.statement),
+                _cells(ratios, each.django_us, each.guarded_us, len(each.ratios)),
             )
         for interface, measured, _, view, found in compare_all(url, pairs, requests, aliases=(1,)):
             ratios = {"median": found.ratio, "low": found.low, "high": found.high, "n": pairs}
-            yield _request(interface, measured, view), _cells(
-                ratios, found.bare_us, found.ours_us, found.pairs
+            yield (
+                _request(interface, measured, view),
+                _cells(ratios, found.bare_us, found.ours_us, found.pairs),
             )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.figures import Cells, spread
 from benchmarks.peers import PeerError, Project, pgactivity, project
 from benchmarks.tables.load import REAPERS
-from benchmarks.tables.table import Chart, Column, Figures, Measured, Table, reason
+from benchmarks.tables.table import Chart, Column, Figures, Measured, Size, Table, reason
 from tools.local_postgres import LocalPostgres
 
 SLOTS = 15
@@ -28,21 +28,21 @@ CRON_PEER = "`pgactivity` from cron, a role with reserved slots"
 ROUNDS = {NOTHING: 1, TIMEOUT: 5, EVERY: 5, CRON_APP: 1, CRON_RESERVED: 5, CRON_PEER: 3}
 
 
-def rows(small: bool) -> list[str]:  # noqa: FBT001 - the only argument
-    return [TIMEOUT] if small else [*ROUNDS]
+def rows(size: Size) -> list[str]:
+    return [TIMEOUT] if size is Size.TRIAL else [*ROUNDS]
 
 
-def measure(small: bool) -> Iterator[Measured]:  # noqa: FBT001 - the only argument
-    idle = 0.3 if small else 2
+def measure(size: Size) -> Iterator[Measured]:
+    idle = 0.3 if size is Size.TRIAL else 2
     with (
         LocalPostgres(max_connections=SLOTS + 5, settings={"reserved_connections": 2}) as server,
         tempfile.TemporaryDirectory() as folder,
     ):
         bench = _Bench(server, Path(folder), idle)
         base: list[float] = []
-        for name in rows(small):
+        for name in rows(size):
             taken: list[float] = []
-            rounds = 1 if small else ROUNDS[name]
+            rounds = 1 if size is Size.TRIAL else ROUNDS[name]
             for number in range(rounds):
                 try:
                     # Cron's minute begins at any time after the server is full.

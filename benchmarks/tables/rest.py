@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.bench_reaper import Method, methods, seconds_until_gone
 from benchmarks.figures import Cells, ratios, spread
 from benchmarks.peers import PeerError, pgactivity
-from benchmarks.tables.table import Chart, Column, Figures, Measured, Table, reason
+from benchmarks.tables.table import Chart, Column, Figures, Measured, Size, Table, reason
 from tools.local_postgres import LocalPostgres, LocalPostgresError
 
 METHODS = {
@@ -24,19 +24,19 @@ ROUNDS = {100: 7, 500: 5, 3000: 2}
 IDLE = 0.05
 
 
-def _rounds(small: bool) -> dict[int, int]:  # noqa: FBT001 - the only argument
-    return {3: 1, 6: 1} if small else ROUNDS
+def _rounds(size: Size) -> dict[int, int]:
+    return {3: 1, 6: 1} if size is Size.TRIAL else ROUNDS
 
 
 def _name(count: int, method: str) -> str:
     return f"{count:,} sessions, {METHODS[method]}"
 
 
-def rows(small: bool) -> list[str]:  # noqa: FBT001 - the only argument
-    return [_name(count, method) for count in _rounds(small) for method in METHODS]
+def rows(size: Size) -> list[str]:
+    return [_name(count, method) for count in _rounds(size) for method in METHODS]
 
 
-def measure(small: bool) -> Iterator[Measured]:  # noqa: FBT001 - the only argument
+def measure(size: Size) -> Iterator[Measured]:
     import psycopg
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -47,14 +47,14 @@ def measure(small: bool) -> Iterator[Measured]:  # noqa: FBT001 - the only argum
         python = pgactivity()
     except PeerError as error:
         chosen.remove("pgactivity")
-        for count in _rounds(small):
+        for count in _rounds(size):
             yield _name(count, "pgactivity"), {"failed": reason(error)}
-    server = _server(max(_rounds(small)))
+    server = _server(max(_rounds(size)))
     with server, tempfile.TemporaryDirectory() as folder:
         ways = methods(chosen, server.port, Path(folder), python)
         with psycopg.connect(server.url(), autocommit=True) as watcher:
             first: dict[str, float] = {}
-            for count, rounds in _rounds(small).items():
+            for count, rounds in _rounds(size).items():
                 if count > server.settings["max_connections"]:
                     continue
                 for measured in _count(server.port, ways, watcher, count, rounds, first):

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 from benchmarks.figures import Cells, value
+
+
+class Size(Enum):
+    """How much is measured."""
+
+    FULL = "full"
+    TRIAL = "trial"
+    """Tiny sizes, to try the code; the figures mean nothing."""
+
 
 Measured = tuple[str, Cells]
 """The name of a row and its cells. A later one of the same name replaces it."""
@@ -55,9 +65,9 @@ class Table:
     first: str
     """The title of the column of names."""
     columns: tuple[Column, ...]
-    rows: Callable[[bool], list[str]]
-    """Returns the names of the rows; the argument asks for a trial with tiny sizes."""
-    measure: Callable[[bool], Iterator[Measured]]
+    rows: Callable[[Size], list[str]]
+    """Returns the names of the rows."""
+    measure: Callable[[Size], Iterator[Measured]]
     says: Callable[[Figures], str]
     """Returns what the table shows. It may raise KeyError if a row is absent."""
     chart: Chart
