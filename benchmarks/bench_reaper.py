@@ -50,7 +50,8 @@ CLIENT = "bench-client"
 WORK = "SELECT pg_sleep(0.005)"
 WARM = "SELECT count(*) FROM pg_class"
 FATAL = re.compile(
-    r"\[(\d+)\] <([^>]*)>.*FATAL: +terminating connection due to administrator command"
+    r"\[(\d+)\] <([^>]*)>.*FATAL: +terminating connection due to"
+    r" (?:administrator command|idle-session timeout)"
 )
 
 NAIVE = """
@@ -206,12 +207,21 @@ def methods(names: list[str], port: int, folder: Path, pgactivity: str | None) -
         for (pid,) in connection.execute(LISTED, (CLIENT, idle)).fetchall():
             connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
 
+    def timeout(idle: float) -> None:
+        # Sessions take over the setting with their next statement. Ours must not end by it.
+        connection.execute("SET idle_session_timeout = 0")
+        connection.execute(f"ALTER SYSTEM SET idle_session_timeout = '{idle * 1000:.0f}ms'")
+        connection.execute("SELECT pg_reload_conf()")
+        connection.execute("SELECT pg_sleep(0.3)")
+        connection.execute("ALTER SYSTEM RESET idle_session_timeout")
+        connection.execute("SELECT pg_reload_conf()")
+
     def ours(idle: float) -> None:
         policy = Policy(idle_for=timedelta(seconds=idle), applications=(CLIENT,))
         with Reaper("default", policy, RunOptions()) as reaper:
             report = reaper.reap()
         if report.exit_code:
-            raise SystemExit(f"The reaper failed: {report.failure}")
+            raise RuntimeError(f"The reaper failed: {report.failure}")
 
     def program(*command: str, module: str) -> None:
         path = os.pathsep.join([str(folder), str(ROOT / "src")])
@@ -257,6 +267,7 @@ def methods(names: list[str], port: int, folder: Path, pgactivity: str | None) -
     known = {
         "naive": naive,
         "list": list_then_kill,
+        "timeout": timeout,
         "ours": ours,
         "command": command,
         "pgactivity": peer,

@@ -8,7 +8,7 @@ from benchmarks.figures import Cell, Cells, text, value
 from benchmarks.tables.table import Table
 from tools.pictures import svg
 
-WIDTH, LEFT, RIGHT, TOP, STEP = 860, 340, 140, 64, 26
+WIDTH, LEFT, RIGHT, TOP, STEP = 860, 390, 90, 64, 26
 LIGHT = (
     ".head{font-size:15px;font-weight:600}.bar{fill:#8c959f}.ours{fill:#1a7f4b}"
     ".spread{stroke:#1f2328;stroke-width:1.5}"
