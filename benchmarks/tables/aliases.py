@@ -67,9 +67,9 @@ def measure(size: Size) -> Iterator[Measured]:
                         yield _name(count, method), {"failed": reason(error)}
                         continue
                     taken[method].append(seconds)
-            for method, seconds in taken.items():
-                if seconds:
-                    first.setdefault(method, spread(seconds)["median"])
+            for method, times in taken.items():
+                if times:
+                    first.setdefault(method, spread(times)["median"])
                     yield _name(count, method), _cells(method, taken, first)
 
 

@@ -39,7 +39,7 @@ def measure(size: Size) -> Iterator[Measured]:
     )
     for _, tallies in raced(options):
         for name, tally in tallies.items():
-            ended_none = {"failed": f"ended no session in {len(tally.seconds)} rounds"}
+            ended_none: Cells = {"failed": f"ended no session in {len(tally.seconds)} rounds"}
             yield METHODS[name], _cells(tally) if tally.ended else ended_none
 
 
@@ -92,6 +92,6 @@ TABLE = Table(
     measure=measure,
     says=says,
     chart=Chart("hard", "Hard wrong kills of 1,000 ended sessions", ".1f"),
-    within=170,
+    within=150,
     packages=("Django", "psycopg", "django-pgactivity"),
 )

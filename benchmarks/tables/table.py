@@ -54,6 +54,13 @@ class Figures:
             raise KeyError(row)
         return value(cell)
 
+    def word(self, row: str, column: str) -> str:
+        """Return the text of a cell without a number. Raises KeyError for any other cell."""
+        cell = self._rows[row][column]
+        if not isinstance(cell, str):
+            raise KeyError(row)
+        return cell
+
 
 @dataclass(frozen=True)
 class Table:
