@@ -67,10 +67,10 @@ def measure(size: Size) -> Iterator[Measured]:
                         yield _name(count, method), {"failed": reason(error)}
                         continue
                     taken[method].append(seconds)
+                    yield _name(count, method), _cells(method, taken, first)
             for method, times in taken.items():
                 if times:
                     first.setdefault(method, spread(times)["median"])
-                    yield _name(count, method), _cells(method, taken, first)
 
 
 def _commands(
@@ -130,7 +130,7 @@ def _cells(method: str, taken: dict[str, list[float]], first: dict[str, float]) 
     seconds = taken[method]
     return {
         "ratio": ratios(seconds, taken[BULK]) if taken[BULK] else None,
-        "growth": spread(seconds)["median"] / first[method],
+        "growth": spread(seconds)["median"] / first[method] if method in first else None,
         "seconds": spread(seconds),
         "n": len(seconds),
     }

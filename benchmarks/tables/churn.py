@@ -34,7 +34,7 @@ def measure(size: Size) -> Iterator[Measured]:
         rest=0.1,
         idle=0.05,
         kills=6 if size is Size.TRIAL else 2000,
-        minutes=0.5 if size is Size.TRIAL else 2,
+        minutes=0.5 if size is Size.TRIAL else 1.9,
         pgactivity=python,
     )
     for _, tallies in raced(options):
@@ -92,6 +92,6 @@ TABLE = Table(
     measure=measure,
     says=says,
     chart=Chart("hard", "Hard wrong kills of 1,000 ended sessions", ".1f"),
-    within=150,
+    within=140,
     packages=("Django", "psycopg", "django-pgactivity"),
 )

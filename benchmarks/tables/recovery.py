@@ -212,6 +212,6 @@ TABLE = Table(
     measure=measure,
     says=says,
     chart=Chart("seconds", "Seconds from a full server to the next login", ".1f"),
-    within=140,
+    within=130,
     packages=("Django", "psycopg", "django-pgactivity"),
 )
