@@ -8,11 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from tools.local_postgres import find_binaries
 
@@ -158,3 +160,22 @@ def project(
         f"DATABASES = {completed!r}\n"
     )
     return Project(folder, name, python)
+
+
+REAPERS = """
+SELECT count(*) FROM pg_stat_activity WHERE application_name = 'conn_guard:idle_reaper'
+"""
+
+
+def wait_for_reaper(ask: Callable[[str], Any], within: float = 20) -> None:
+    """Wait until a reaper has logged in; *ask* runs a statement. Raises PeerError."""
+    wait(lambda: ask(REAPERS).fetchone()[0] > 0, "the reaper did not log in", within)
+
+
+def wait(happened: Callable[[], bool], otherwise: str, within: float = 20) -> None:
+    """Wait until *happened* is true. Raises PeerError with *otherwise* as its text."""
+    deadline = time.monotonic() + within
+    while not happened():
+        if time.monotonic() > deadline:
+            raise PeerError(f"{otherwise} within {within:g} s")
+        time.sleep(0.05)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Cells, spread
-from benchmarks.peers import PeerError, pgbouncer, project
+from benchmarks.peers import pgbouncer, project, wait_for_reaper
 from benchmarks.tables.table import Chart, Column, Figures, Measured, Size, Table, reason
 from tests.leaks.clients import Address, load
 from tests.leaks.harness import Cell, Left, environment_of, serving, settle
@@ -136,7 +136,7 @@ def _around(
         reaping = project(folder, "bench_load", {"default": {"USER": "app", "PORT": server.port}})
         words = ("idle_reaper", "--idle-for", "1s", "--every", "1s", "-v", "0")
         stack.enter_context(reaping.running(*words))
-        _wait(lambda: ask(REAPERS).fetchone()[0] == 1)
+        wait_for_reaper(ask)
     elif variant.around == "pgbouncer":
         pgbouncer()
         from tests.support import programs
@@ -147,19 +147,6 @@ def _around(
         console = stack.enter_context(_console(pooler.url("pgbouncer")))
         return pooler.url("postgres"), console
     return url, None
-
-
-REAPERS = """
-SELECT count(*) FROM pg_stat_activity WHERE application_name = 'conn_guard:idle_reaper'
-"""
-
-
-def _wait(happened: Callable[[], bool], within: float = 20) -> None:
-    deadline = time.monotonic() + within
-    while not happened():
-        if time.monotonic() > deadline:
-            raise PeerError(f"the reaper did not log in within {within:g} s")
-        time.sleep(0.05)
 
 
 @contextmanager
