@@ -24,7 +24,6 @@ nox.options.sessions = ["lint", "types"]
 HERE = Path(__file__).resolve().parent
 PINS = HERE / "constraints" / "pins.txt"
 GROUPS = ("demo", "test", "docs", "lint", "wheel", "nox", "psycopg2")
-BENCHMARKS = ("bench_engine", "bench_middleware", "bench_ended_sessions", "bench_checks")
 
 
 def install(
@@ -117,12 +116,9 @@ def pictures(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """the benchmarks; arguments are their names, and what follows `--` goes to each of them"""
-    install(session, "test")
-    words = session.posargs
-    split = words.index("--") if "--" in words else len(words)
-    for name in words[:split] or BENCHMARKS:
-        session.run("python", "-m", f"benchmarks.{name}", *words[split + 1 :])
+    """the tables of docs/reference/benchmarks.md; arguments go to `python -m benchmarks`"""
+    install(session, "test", more=("uv",))
+    session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 @nox.session

@@ -17,9 +17,10 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from http.client import HTTPConnection
 from typing import Any
 
@@ -62,7 +63,50 @@ def main() -> None:
 
 
 def _print_statements(url: str, options: argparse.Namespace) -> None:
-    if options.driver == "psycopg2":
+    print("| statement | threads | Django's engine | conn_guard's | ratio | processor time added |")
+    print("|---|---|---|---|---|---|")
+    for each in compare_statements(url, options.blocks, options.queries, driver=options.driver):
+        print(
+            f"| {each.statement} | {each.threads} | {each.django_us:.1f} µs |"
+            f" {each.guarded_us:.1f} µs | {each.ratio:.2f} | {each.added_us:.1f} µs |",
+            flush=True,
+        )
+    import django
+    from django.db.backends.postgresql.base import Database
+
+    print(
+        f"\nDjango {django.__version__}, {Database.__name__} {Database.__version__.split()[0]},"
+        f" Python {sys.version.split()[0]}"
+    )
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The microseconds of a statement on each engine; *ratios* are those of the run's parts."""
+
+    statement: str
+    threads: int
+    django_us: float
+    guarded_us: float
+    added_us: float
+    ratios: list[float]
+
+    @property
+    def ratio(self) -> float:
+        return self.guarded_us / self.django_us
+
+
+def compare_statements(
+    url: str,
+    blocks: int,
+    queries: int,
+    *,
+    driver: str = "psycopg",
+    threads: tuple[int, ...] = (1, 8),
+    parts: int = 5,
+) -> Iterator[Compared]:
+    """Configure Django in this process, and yield each statement with each number of threads."""
+    if driver == "psycopg2":
         # Django uses psycopg 3 if it can be imported.
         sys.modules["psycopg"] = None  # type: ignore[assignment]
     import django
@@ -79,37 +123,32 @@ def _print_statements(url: str, options: argparse.Namespace) -> None:
     )
     django.setup()
     from django.core.management import call_command
-    from django.db.backends.postgresql.base import Database
 
     call_command("migrate", "contenttypes", verbosity=0)
-    print(
-        f"Django {django.__version__}, {Database.__name__} {Database.__version__.split()[0]},"
-        f" Python {sys.version.split()[0]}\n"
-    )
-    print("| statement | threads | Django's engine | conn_guard's | ratio | processor time added |")
-    print("|---|---|---|---|---|---|")
     for name, statement in {
         "SELECT 1": _select_one,
         "an ORM get()": _orm_get,
         "SELECT 1 in atomic()": _in_atomic,
     }.items():
-        for threads in (1, 8):
-            seconds, processor_seconds = _take_turns(
-                statement, threads, options.blocks // threads, options.queries
+        for number in threads:
+            seconds, processor_seconds = _take_turns(statement, number, blocks // number, queries)
+            length = max(2, blocks // number // parts)
+            starts = range(0, blocks // number - length + 1, length)
+            added = _quickest(processor_seconds["guarded"]) - _quickest(
+                processor_seconds["default"]
             )
-            each_us = 1e6 / options.queries / threads
-            quickest = {alias: each_us * _quickest(blocks) for alias, blocks in seconds.items()}
-            costs = " | ".join(f"{quickest[alias]:.1f} µs" for alias in ENGINES)
-            added = (
-                1e6
-                / options.queries
-                * (
-                    _quickest(processor_seconds["guarded"])
-                    - _quickest(processor_seconds["default"])
-                )
+            yield Compared(
+                name,
+                number,
+                1e6 / queries / number * _quickest(seconds["default"]),
+                1e6 / queries / number * _quickest(seconds["guarded"]),
+                1e6 / queries * added,
+                [
+                    _quickest(seconds["guarded"][at : at + length])
+                    / _quickest(seconds["default"][at : at + length])
+                    for at in starts
+                ],
             )
-            ratio = quickest["guarded"] / quickest["default"]
-            print(f"| {name} | {threads} | {costs} | {ratio:.2f} | {added:.1f} µs |", flush=True)
 
 
 def _quickest(blocks: list[float]) -> float:

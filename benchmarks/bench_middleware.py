@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from http.client import HTTPConnection
 
 from benchmarks.served import COLUMNS, database, get, served, stay_on_one_processor
@@ -55,25 +56,46 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|")
     with database() as url:
-        for interface in SERVED:
-            for measured, opened in (("server", _server), ("handler", _handler)):
-                for aliases in (1, 3):
-                    with ExitStack() as stack:
-                        runs = [
-                            stack.enter_context(
-                                opened(interface, column, url, aliases, options.clock)
-                            )
-                            for column in COLUMNS
-                        ]
-                        for view, path in VIEWS.items():
-                            line = _compare(runs, path, options.pairs, options.requests)
-                            print(
-                                f"| {interface} | {measured} | {aliases} | {view} | {line} |",
-                                flush=True,
-                            )
+        for *names, compared in compare_all(url, options.pairs, options.requests, options.clock):
+            print(f"| {' | '.join(map(str, names))} | {compared} |", flush=True)
 
 
-def _compare(runs: list[Run], path: str, pairs: int, requests: int) -> str:
+@dataclass(frozen=True)
+class Compared:
+    """The cost of a request in microseconds, and the ratio with the interval of 95 %."""
+
+    bare_us: float
+    ours_us: float
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.bare_us:.0f} µs | {self.ours_us:.0f} µs | {self.ratio:.3f} | {self.low:.3f} to"
+            f" {self.high:.3f}"
+        )
+
+
+def compare_all(
+    url: str, pairs: int, requests: int, clock: str = "cpu", aliases: tuple[int, ...] = (1, 3)
+) -> Iterator[tuple[str, str, int, str, Compared]]:
+    """Yield interface, what was measured, number of aliases, view, and the comparison."""
+    for interface in SERVED:
+        for measured, opened in (("server", _server), ("handler", _handler)):
+            for number in aliases:
+                with ExitStack() as stack:
+                    runs = [
+                        stack.enter_context(opened(interface, column, url, number, clock))
+                        for column in COLUMNS
+                    ]
+                    for view, path in VIEWS.items():
+                        compared = _compare(runs, path, pairs, requests)
+                        yield interface, measured, number, view, compared
+
+
+def _compare(runs: list[Run], path: str, pairs: int, requests: int) -> Compared:
     bare, ours = runs
     for run in runs:
         run(path, requests)
@@ -92,10 +114,7 @@ def _compare(runs: list[Run], path: str, pairs: int, requests: int) -> str:
     middle = len(ratios) // 2
     low, high = ratios[max(0, middle - reach)], ratios[min(len(ratios) - 1, middle + reach)]
     micros = [statistics.median(column) / requests * 1e6 for column in zip(*seconds, strict=True)]
-    return (
-        f"{micros[0]:.0f} µs | {micros[1]:.0f} µs | {statistics.median(ratios):.3f} | {low:.3f} to"
-        f" {high:.3f}"
-    )
+    return Compared(*micros, statistics.median(ratios), low, high, pairs)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -50,7 +50,8 @@ CLIENT = "bench-client"
 WORK = "SELECT pg_sleep(0.005)"
 WARM = "SELECT count(*) FROM pg_class"
 FATAL = re.compile(
-    r"\[(\d+)\] <([^>]*)>.*FATAL: +terminating connection due to administrator command"
+    r"\[(\d+)\] <([^>]*)>.*FATAL: +terminating connection due to"
+    r" (?:administrator command|idle-session timeout)"
 )
 
 NAIVE = """
@@ -206,12 +207,21 @@ def methods(names: list[str], port: int, folder: Path, pgactivity: str | None) -
         for (pid,) in connection.execute(LISTED, (CLIENT, idle)).fetchall():
             connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
 
+    def timeout(idle: float) -> None:
+        # Sessions take over the setting with their next statement. Ours must not end by it.
+        connection.execute("SET idle_session_timeout = 0")
+        connection.execute(f"ALTER SYSTEM SET idle_session_timeout = '{idle * 1000:.0f}ms'")
+        connection.execute("SELECT pg_reload_conf()")
+        connection.execute("SELECT pg_sleep(0.3)")
+        connection.execute("ALTER SYSTEM RESET idle_session_timeout")
+        connection.execute("SELECT pg_reload_conf()")
+
     def ours(idle: float) -> None:
         policy = Policy(idle_for=timedelta(seconds=idle), applications=(CLIENT,))
         with Reaper("default", policy, RunOptions()) as reaper:
             report = reaper.reap()
         if report.exit_code:
-            raise SystemExit(f"The reaper failed: {report.failure}")
+            raise RuntimeError(f"The reaper failed: {report.failure}")
 
     def program(*command: str, module: str) -> None:
         path = os.pathsep.join([str(folder), str(ROOT / "src")])
@@ -257,6 +267,7 @@ def methods(names: list[str], port: int, folder: Path, pgactivity: str | None) -
     known = {
         "naive": naive,
         "list": list_then_kill,
+        "timeout": timeout,
         "ours": ours,
         "command": command,
         "pgactivity": peer,
@@ -286,6 +297,24 @@ class Tally:
 
 
 def race(options: argparse.Namespace) -> None:
+    major, tallies = 0, dict[str, Tally]()
+    for major, tallies in raced(options):  # noqa: B007 - the last ones are printed
+        pass
+    print(
+        f"PostgreSQL {major}, {options.sessions[0]} sessions, mean rest {options.rest} s, idle for"
+        f" {options.idle} s\n"
+    )
+    print(
+        "| method | ended | hard wrong kills | per 1,000 | errors at clients | per 1,000 | ms a"
+        " round |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, tally in tallies.items():
+        print(tally.row(name), flush=True)
+
+
+def raced(options: argparse.Namespace) -> Iterator[tuple[int, dict[str, Tally]]]:
+    """Yield the server's major version and all tallies after each round of each method."""
     count = options.sessions[0]
     with (
         LocalPostgres(max_connections=count + 20) as server,
@@ -307,19 +336,9 @@ def race(options: argparse.Namespace) -> None:
             for name, method in chosen.items():
                 if tallies[name].ended < options.kills:
                     _round(server, here, method, tallies[name], options)
+                    yield server.major, tallies
         here.send("stop")
         clients.join(10)
-        print(
-            f"PostgreSQL {server.major}, {count} sessions, mean rest {options.rest} s, idle for"
-            f" {options.idle} s\n"
-        )
-        print(
-            "| method | ended | hard wrong kills | per 1,000 | errors at clients | per 1,000 | ms a"
-            " round |"
-        )
-        print("|---|---|---|---|---|---|---|")
-        for name, tally in tallies.items():
-            print(tally.row(name), flush=True)
 
 
 def _round(
@@ -352,6 +371,32 @@ def _round(
 # Speed
 
 
+def seconds_until_gone(
+    port: int, method: Method, watcher: Any, count: int, idle: float, *, within: float = 60
+) -> float:
+    """Return the seconds that *method* takes until *count* new idle sessions have gone.
+
+    Raises TimeoutError if some are still there after *within* seconds.
+    """
+    clients: list[Client] = []
+    try:
+        for _ in range(count):
+            clients.append(Client(port))
+        time.sleep(idle + 0.1)
+        began = time.monotonic()
+        method(idle)
+        while watcher.execute(
+            "SELECT 1 FROM pg_stat_activity WHERE application_name = %s LIMIT 1", (CLIENT,)
+        ).fetchone():
+            if time.monotonic() - began > within:
+                raise TimeoutError(f"Sessions were left after {within:g} s.")
+            time.sleep(0.002)
+        return time.monotonic() - began
+    finally:
+        for client in clients:
+            client.socket.close()
+
+
 def speed(options: argparse.Namespace) -> None:
     print(
         "| sessions | method | ms until all have gone, median | µs a session | ratio to one"
@@ -371,25 +416,17 @@ def speed(options: argparse.Namespace) -> None:
                 taken: dict[str, list[float]] = {name: [] for name in chosen}
                 for _ in range(options.rounds):
                     for name, method in chosen.items():
-                        clients = [Client(server.port) for _ in range(count)]
-                        time.sleep(options.idle + 0.1)
-                        began = time.monotonic()
-                        method(options.idle)
-                        while watcher.execute(
-                            "SELECT 1 FROM pg_stat_activity WHERE application_name = %s LIMIT 1",
-                            (CLIENT,),
-                        ).fetchone():
-                            time.sleep(0.002)
-                        taken[name].append(time.monotonic() - began)
-                        for client in clients:
-                            client.socket.close()
+                        seconds = seconds_until_gone(
+                            server.port, method, watcher, count, options.idle
+                        )
+                        taken[name].append(seconds)
                 # The pair of a round meets the same load, so the ratio is the median of the rounds'
                 # own ratios.
-                for name, seconds in taken.items():
+                for name, times in taken.items():
                     ratio = statistics.median(
-                        each / base for each, base in zip(seconds, taken["naive"], strict=True)
+                        each / base for each, base in zip(times, taken["naive"], strict=True)
                     )
-                    middle = statistics.median(seconds)
+                    middle = statistics.median(times)
                     print(
                         f"| {count} | {name} | {middle * 1000:.0f} | {middle / count * 1e6:.0f} |"
                         f" {ratio:.2f} | {options.rounds} |",
