@@ -8,10 +8,10 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -34,7 +34,26 @@ def require(name: str) -> str:
     )
     if path:
         return path
-    reason = f"{name} is not installed: apt-get install {PACKAGES.get(name, name)}"
+    _skip(f"{name} is not installed: apt-get install {PACKAGES.get(name, name)}")
+
+
+def require_postgis() -> Path:
+    """Return the programs of a PostgreSQL with PostGIS; skip or fail as `require` does."""
+    from django.core.exceptions import ImproperlyConfigured
+
+    missing = "GDAL"
+    with suppress(ImproperlyConfigured):
+        from django.contrib.gis.db.backends.postgis import base  # noqa: F401
+
+        missing = "PostGIS"
+        for control in Path("/usr/share/postgresql").glob("*/extension/postgis.control"):
+            folder = Path("/usr/lib/postgresql", control.parts[-3], "bin")
+            if (folder / "postgres").exists():
+                return folder
+    _skip(f"{missing} is not installed: apt-get install postgresql-postgis")
+
+
+def _skip(reason: str) -> NoReturn:
     if os.environ.get("CONN_GUARD_REQUIRE") == "all":
         pytest.fail(reason)
     pytest.skip(reason)
