@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 from datetime import timedelta
 from importlib import import_module
+from threading import Thread
 
 import pytest
 from django.core.management import call_command
-from django.db import connections
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
 from tests.support.engine import BROKEN, pooled
@@ -142,8 +142,6 @@ def test_a_session_that_held_state_gives_the_caller_the_error(gis, statement):
 
 
 def test_a_thread_that_ends_leaves_no_session(gis, shops):
-    from threading import Thread
-
     gis.wrapper.close()
     found = []
     threads = [Thread(target=lambda: found.append(near(shops))) for _ in range(5)]
@@ -166,10 +164,10 @@ def test_an_unused_connection_is_closed_in_spite_of_postgis_types(make_gis, sett
 
 
 def test_the_connection_that_created_the_extension_is_replaced(empty):
-    empty.wrapper.prepare_database()
-    empty.end_sessions()
     from django.contrib.gis.geos import Point
 
+    empty.wrapper.prepare_database()
+    empty.end_sessions()
     point = empty.wrapper.ops.Adapter(Point(*BERLIN, srid=4326))
     assert empty.query("SELECT ST_X(%s)", [point]) == [(13.4,)]
 
@@ -217,6 +215,6 @@ def test_a_connection_whose_types_can_not_be_read_returns_its_slot(make_gis, ser
     blocker.execute("LOCK pg_catalog.pg_type IN ACCESS EXCLUSIVE MODE")
     for _ in range(2):
         with pytest.raises(BROKEN, match="lock timeout"):
-            connections[alias.name].ensure_connection()
+            alias.wrapper.ensure_connection()
     blocker.execute("ROLLBACK")
     assert alias.query("SELECT ST_AsText('POINT(1 2)'::geometry)") == [("POINT(1 2)",)]
