@@ -137,6 +137,7 @@ def test_a_function_that_is_not_known_may_change_the_session(sql):
         'SELECT EXTRACT(YEAR FROM "a"."at" AT TIME ZONE %s), COALESCE(UPPER("a"."b"), %s) FROM "a"',
         'SELECT (1) AS "a" FROM "t" WHERE EXISTS(SELECT 1 FROM "u" WHERE "u"."id" = ("t"."id"))',
         'SELECT ROW_NUMBER() OVER (PARTITION BY "a"."n" ORDER BY "a"."id") FROM "a"',
+        'SELECT GeometryType("a"."p"), ST_AsGeoJSON("a"."p"), postgis_lib_version() FROM "a"',
         'CREATE TABLE "a" ("id" bigint NOT NULL PRIMARY KEY, "name" varchar(20) NOT NULL)',
         "SELECT 'SET ROLE low; set_tenant(5)', $$ LISTEN jobs; $$ -- CALL it()",
     ],

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -32,9 +32,29 @@ def require(name: str) -> str:
     path = shutil.which(
         name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/usr/bin"
     )
-    if path:
-        return path
-    reason = f"{name} is not installed: apt-get install {PACKAGES.get(name, name)}"
+    if not path:
+        _skip(f"{name} is not installed: apt-get install {PACKAGES.get(name, name)}")
+    return path
+
+
+def require_postgis() -> Path:
+    """Return the programs of a PostgreSQL with PostGIS; skip or fail as `require` does."""
+    from django.core.exceptions import ImproperlyConfigured
+
+    install = "apt-get install postgresql-postgis"
+    try:
+        from django.contrib.gis.db.backends.postgis import base  # noqa: F401
+    except ImproperlyConfigured:
+        _skip(f"GDAL is not installed: {install}")
+    controls = Path("/usr/share/postgresql").glob("*/extension/postgis.control")
+    folders = [Path("/usr/lib/postgresql", each.parts[-3], "bin") for each in controls]
+    found = [folder for folder in folders if (folder / "postgres").exists()]
+    if not found:
+        _skip(f"PostGIS is not installed: {install}")
+    return found[0]
+
+
+def _skip(reason: str) -> NoReturn:
     if os.environ.get("CONN_GUARD_REQUIRE") == "all":
         pytest.fail(reason)
     pytest.skip(reason)

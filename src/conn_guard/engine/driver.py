@@ -64,6 +64,10 @@ class DriverConnection:
     def note_connected(self) -> None:
         """Record the settings and types of a new connection, for later comparison."""
         self.reported = self._reported()
+        self.note_types()
+
+    def note_types(self) -> None:
+        """Record the registered types, for later comparison."""
         self.registered = self._registered()
 
     @property
@@ -151,10 +155,9 @@ class _Psycopg3Connection(DriverConnection):
         with contextlib.suppress(ValueError):
             self.raw.remove_notice_handler(self.notices.append)
 
-    def note_connected(self) -> None:
+    def note_types(self) -> None:
         # Adapters maps are copied on write, so this copy doesn't follow later registrations.
         self.adapters = type(self.raw.adapters)(self.raw.adapters)
-        super().note_connected()
 
     def has_own_adapters(self) -> bool:
         return _registered_in(self.adapters) != self._registered()

@@ -191,6 +191,8 @@ _HARMLESS = frozenset(
     pg_size_pretty pg_sleep pg_sleep_for pg_sleep_until pg_stat_get_activity pg_table_is_visible
     pg_table_size pg_terminate_backend pg_total_relation_size pg_try_advisory_xact_lock
     pg_advisory_xact_lock pg_advisory_unlock pg_advisory_unlock_all pg_typeof
+
+    geometrytype
     """.split()  # noqa: SIM905
 )
 _HARMLESS_PREFIXES = (
@@ -199,6 +201,7 @@ _HARMLESS_PREFIXES = (
     "has_",
     "json_",
     "jsonb_",
+    "postgis_",
     "range_",
     "regexp_",
     "st_",

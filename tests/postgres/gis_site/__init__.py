@@ -1,0 +1,1 @@
+"""An app with spatial columns, for the tests of the PostGIS engine."""
