@@ -40,6 +40,8 @@ URL = target("http://127.0.0.1:8000/cart/")
 TEN = Options(requests=10, concurrency=2)
 ANSWERED = Requests(statuses={200: 20}, longest=timedelta(seconds=0.2))
 
+WHY = "the first 200 requests left 41 sessions of shop:server, and the next 200 used none of them"
+
 # When the looks of each test were made, in seconds after the first.
 LOADED, QUIET, RESTED = {1: 1, 2: 6}, {1: 2, 2: 7}, {1: 5, 2: 10}
 
@@ -108,7 +110,7 @@ def test_sessions_that_the_second_round_does_not_use_leak():
     assert (report.verdict, report.leaked, report.left, report.peak) == (Verdict.LEAKS, 3, 6, 6)
     assert report.last == ["SELECT cart"]
     assert report.why == (
-        "the first 10 requests left 3 sessions, and the next 10 used none of them"
+        "the first 10 requests left 3 sessions of shop:server, and the next 10 used none of them"
     )
 
 
@@ -116,7 +118,22 @@ def test_a_leak_that_the_collector_ends_in_the_second_round_is_one():
     second = [once(10 + pid, 5.3, closed=5.6) for pid in range(3)]
     report = judged(*(once(pid, 0.5, closed=5.6) for pid in range(3)), *second)
     assert (report.verdict, report.leaked, report.left) == (Verdict.LEAKS, 3, 0)
-    assert report.why.endswith("; 3 of them have ended since, unused")
+    assert "; 3 of them ended later, unused" in report.why
+
+
+def test_a_worker_that_connects_now_and_then_is_no_leak_of_the_url():
+    closed = [once(10 + n, second, closed=second + 0.2) for n, second in enumerate((0.3, 0.5, 5.3))]
+    worker = [once(pid, 0.5, name="shop:mails") for pid in range(3)]
+    report = judged(*closed, *(once(20 + n, 0.7, closed=0.9) for n in range(3)), *worker)
+    assert (report.verdict, report.leaked) == (Verdict.CLEAN, 0)
+
+
+def test_a_leak_of_another_application_than_the_busiest_is_one():
+    closed = [once(10 + n, 0.1 + n / 10, closed=0.2 + n / 10) for n in range(8)]
+    leaks = [once(30 + n, second, name="shop:api") for n, second in enumerate((0.5, 0.5, 5.5, 5.5))]
+    report = judged(*closed, *leaks)
+    assert (report.verdict, report.leaked) == (Verdict.LEAKS, 2)
+    assert "left 2 sessions of shop:api, " in report.why
 
 
 def test_sessions_used_in_both_rounds_are_kept():
@@ -339,7 +356,7 @@ LEAK = UrlReport(
     target=target("http://127.0.0.1:8000/cart/?token=x"),
     mode=Mode.NORMAL,
     verdict=Verdict.LEAKS,
-    why="the first 200 requests left 41 sessions, and the next 200 used none of them",
+    why=WHY,
     requests=Requests(statuses={200: 400}),
     before=1,
     peak=60,
@@ -415,7 +432,7 @@ def test_the_json_has_the_documented_fields():
         "views": ["shop.views.cart"],
         "slots_total": 97,
         "verdict": "leaks",
-        "why": "the first 200 requests left 41 sessions, and the next 200 used none of them",
+        "why": WHY,
     }
     assert summary == {
         "event": "summary",

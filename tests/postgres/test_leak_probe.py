@@ -170,7 +170,8 @@ def test_a_url_whose_sessions_nothing_uses_again_leaks(site: WebServer, own, app
     assert event["last"] == ["SELECT pg_class"]
     assert event["slots_total"] > 0
     assert event["why"] == (
-        "the first 12 requests left 12 sessions, and the next 12 used none of them"
+        f"the first 12 requests left 12 sessions of {application_name}, and the next 12 used none"
+        " of them"
     )
     assert run.error.startswith(f"1 of 1 leaks. {site.url('/leaks')} (normal) leaks: ")
 
@@ -456,6 +457,7 @@ def test_an_unknown_certificate_is_no_connection(site: WebServer, own, tmp_path,
         (("http://[2001:db8::1]/",), {}, "2001:db8::1 is not this machine."),
         (("http://0.0.0.0/",), {}, "0.0.0.0 is not this machine."),
         (("http://127.0.0.1/",), {"database": "none"}, "There is no alias 'none' in DATABASES."),
+        (("http://127.0.0.1/",), {"database": "postgres://u:pw@h/d"}, "There is no alias of this"),
         (("http://127.0.0.1/",), {"database": "lite"}, "DATABASES['lite'] is no PostgreSQL"),
         (("http://127.0.0.1/",), {"header": ["secret"]}, "--header: write 'Name: value'"),
         (("http://127.0.0.1/",), {"header": ["A: secret\nB: c"]}, "--header: write 'Name: value'"),

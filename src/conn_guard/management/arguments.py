@@ -68,7 +68,9 @@ def postgres_aliases(named: object, *, every: bool) -> tuple[list[str], list[str
     for alias in aliases:
         if alias not in connections.settings:
             known_names = ", ".join(repr(each) for each in connections.settings)
-            raise wrong(f"There is no alias {alias!r} in DATABASES. Name one of {known_names}.")
+            # It may be an address with a password, typed where an alias belongs.
+            named = "of this name" if set("@=:") & set(alias) else repr(alias)
+            raise wrong(f"There is no alias {named} in DATABASES. Name one of {known_names}.")
         if not _is_postgres(alias):
             raise wrong(
                 f"DATABASES[{alias!r}] is no PostgreSQL, so it has no sessions to look at. Name"

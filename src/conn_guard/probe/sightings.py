@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -130,6 +131,30 @@ class Sightings:
             and row.session.state in _AT_REST
             and _used_for(row) <= longest
         ]
+
+    def repeated_by(self, least: float, longest: timedelta) -> set[str]:
+        """Return the applications whose sessions the load may have opened.
+
+        One is the application that opened most sessions in the rounds. Of another, the second round
+        has to leave *least* sessions at rest after one use of at most *longest*, as a leak does: a
+        worker that connects now and then may leave some in one round by chance.
+        """
+        rested, quiet = self.marks.get((Mark.RESTED, 1)), self.marks.get((Mark.QUIET, 2))
+        if rested is None or quiet is None:
+            return set()
+        older = self.before.by_key
+        busiest = Counter(
+            row.session.application for each, row in self.last_rows.items() if each not in older
+        )
+        second = Counter(
+            row.session.application
+            for row in self.last_rows.values()
+            if rested.at < opened(row) <= quiet.at
+            and row.session.state in _AT_REST
+            and _used_for(row) <= longest
+        )
+        most = max(busiest.values(), default=0)
+        return {name for name, count in busiest.items() if count == most or second[name] >= least}
 
     def stayed(self) -> list[Row]:
         """Return the sessions of the last look that were opened since the first."""

@@ -14,6 +14,7 @@ from conn_guard.probe.targets import Target
 from conn_guard.sessions.groups import Field, Row
 from conn_guard.sessions.report import Slots
 from conn_guard.sessions.session import IN_TRANSACTION
+from conn_guard.text import printable
 
 FAILED_PERCENT = 1
 """Percent of the requests from which on failures make the verdict unclear."""
@@ -116,7 +117,12 @@ def judge(
 
     *slots* is the fullest limit at its fullest moment. *stopped*: the probe was interrupted.
     """
-    unused = seen.unused_since_first_round(requests.longest)
+    repeated = seen.repeated_by(options.least_leaked, requests.longest)
+    unused = [
+        row
+        for row in seen.unused_since_first_round(requests.longest)
+        if row.session.application in repeated
+    ]
     others = seen.left_by_others()
     # Twice: the rest in which the others were counted is short, and traffic comes in bursts.
     leaks = len(unused) - 2 * others >= options.least_leaked
@@ -154,12 +160,13 @@ def judge(
 def _leak(unused: Sequence[Row], seen: Sightings, options: Options, others: float) -> str:
     there = seen.latest.by_key
     ended = sum(key(each) not in there for each in unused)
+    left = "1 session" if len(unused) == 1 else f"{len(unused)} sessions"
     why = (
-        f"the first {options.requests} requests left {len(unused)} sessions, and the next"
+        f"the first {options.requests} requests left {left}{_of(unused)}, and the next"
         f" {options.requests} used none of them"
     )
     if ended:
-        why += f"; {ended} of them have ended since, unused"
+        why += f"; {ended} of them ended later, unused, as when Python's garbage collector runs"
     if others >= 1:
         why += f"; other traffic explains about {others:.0f} of them"
     return why
@@ -203,15 +210,17 @@ def _doubt(
     if requests.unreachable:
         return f"no connection: {requests.unreachable}"
     if stopped:
-        return f"stopped after {requests.sent} requests"
+        failed = f", {requests.errors} of which failed" if requests.errors else ""
+        return f"stopped after {requests.sent} requests{failed}"
     if not requests.sent:
         return "no request was sent"
     if requests.errors * 100 >= FAILED_PERCENT * requests.sent:
         return _failures(requests, slots)
     if requests.refused * 2 > requests.sent:
-        return _refusals(requests)
-    if opened := len(seen.opened_in_rests()):
-        other = "1 session was" if opened == 1 else f"{opened} sessions were"
+        return _refusals(requests, options)
+    if opened := seen.opened_in_rests():
+        number = "1 session" if len(opened) == 1 else f"{len(opened)} sessions"
+        other = f"{number}{_of(opened)} {'was' if len(opened) == 1 else 'were'}"
         return (
             f"other traffic moved the numbers: {other} opened while the probe rested. Stop it, or"
             " name the server's sessions with --application-name"
@@ -243,16 +252,23 @@ def _failures(requests: Requests, slots: Slots | None) -> str:
     return why
 
 
-def _refusals(requests: Requests) -> str:
+def _refusals(requests: Requests, options: Options) -> str:
     status, count = Counter(
         {each: n for each, n in requests.statuses.items() if is_refusal(each)}
     ).most_common(1)[0]
     why = f"{count} of {requests.sent} requests were answered {status}"
     if requests.location and status < 400:
-        return f"{why}, a redirect to {requests.location}: probe that URL, or log in by --cookie"
+        login = "probe without --cookie" if options.cookies else "log in by --cookie"
+        return f"{why}, a redirect to {requests.location}: probe that URL, or {login}"
     if status in (401, 403):
         return f"{why}: log in by --cookie or --header"
     return f"{why}, so the page wasn't reached"
+
+
+def _of(rows: Iterable[Row]) -> str:
+    """Return the applications of *rows*, for a sentence; "" where none has a name."""
+    names = [printable(name) for name in _most_common(row.session.application for row in rows)]
+    return f" of {', '.join(names[:3])}" if names else ""
 
 
 def _sessions(number: int) -> str:
