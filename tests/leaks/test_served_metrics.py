@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import django
@@ -122,12 +121,12 @@ def test_open_connections_agree_with_the_server(server, column, setting):
 
 
 def test_workers_add_up_while_they_are_killed_and_replaced(tmp_path):
-    config = Path(__file__).with_name("metrics_site") / "gunicorn_conf.py"
     server = Server(
         "gunicorn-4",
         "gunicorn",
         f"--bind 127.0.0.1:{{port}} --workers {WORKERS} --threads 4 --worker-class gthread"
-        f" --no-control-socket --config {config} {WSGI_APPLICATION}",
+        " --no-control-socket --config python:tests.leaks.metrics_site.gunicorn_conf"
+        f" {WSGI_APPLICATION}",
     )
     counters = ("connections_opened_total", "connections_closed_total")
     with exporter(server, setting="60", PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) as site:

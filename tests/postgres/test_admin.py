@@ -315,7 +315,7 @@ def test_a_server_that_is_away_is_one_sentence(server, operator, monkeypatch):
 def test_a_server_that_does_not_answer_keeps_the_page_for_connect_timeout(
     server, operator, monkeypatch
 ):
-    monkeypatch.setitem(login._OUR_OPTIONS, "connect_timeout", 2)
+    monkeypatch.setattr(login, "ONE_TRY_S", 2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = str(silent.getsockname()[1])
         monkeypatch.setitem(connections.settings["own"], "PORT", port)

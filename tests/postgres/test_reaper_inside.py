@@ -218,7 +218,7 @@ def test_pg_cron_calls_it(django_db_blocker, monkeypatch):
         server.ask(schedule.replace("*/5", "*"))
         until(lambda: not server.alive(session), timeout=90)
         status = "SELECT status FROM cron.job_run_details WHERE command = 'CALL conn_guard_reap()'"
-        until(lambda: ("succeeded",) in server.ask(status))
+        until(lambda: ("succeeded",) in server.ask(status), timeout=90)
         server.ask("SELECT cron.unschedule('conn_guard_reap')")
         while server._opened:
             server._opened.pop().close()

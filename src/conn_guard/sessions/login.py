@@ -298,7 +298,7 @@ class Login:
         earlier: OwnSession | None = None,
         application_name: str = REAPER_APPLICATION,
     ) -> None:
-        """*connect_for* is LOG_IN_FOR unless given, and begins with the first try.
+        """*connect_for* is LOG_IN_FOR unless given, and begins with the first try; 0 is one try.
 
         *earlier* is a closed session of the same alias, which knows the server's version and
         whether the role is a superuser.
@@ -357,13 +357,14 @@ class Login:
     @property
     def _give_up_after_s(self) -> int:
         # 2 is libpq's least, and 0 would wait without end.
-        left_s = (self._until or 0) - time.monotonic()
+        left_s = (self._until or 0) - time.monotonic() if self._seconds else ONE_TRY_S
         return max(2, min(ONE_TRY_S, math.ceil(left_s)))
 
     def _by_another_role(self) -> OwnSession | None:
         """Return a session for the first alias that differs in USER and PASSWORD and gets in."""
         for other in _of_same_server(self._alias, same_database=True):
-            if self._stop.signum is not None or time.monotonic() >= (self._until or 0):
+            is_over = self._seconds and time.monotonic() >= (self._until or 0)
+            if is_over or self._stop.signum is not None:
                 break
             try:
                 return OwnSession(

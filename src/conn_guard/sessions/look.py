@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 from django.db import Error
 
@@ -67,13 +68,19 @@ class Observer(ServerClient):
         application_name: str = REPORT_APPLICATION,
         stop: Stop | None = None,
         tell: Callable[[str], None] | None = None,
+        connect_for: timedelta | None = None,
     ) -> None:
         """*pooled* says that the project declared a pooler in session mode; *tell* gets lines.
 
         Only a login that fails is told: everything else is in the snapshot.
         """
         super().__init__(
-            alias, pooled=pooled, application_name=application_name, stop=stop, tell=tell
+            alias,
+            pooled=pooled,
+            application_name=application_name,
+            stop=stop,
+            tell=tell,
+            connect_for=connect_for,
         )
         self._policy = policy
 

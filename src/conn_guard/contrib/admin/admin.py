@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib import admin, messages
@@ -40,7 +39,6 @@ from conn_guard.sessions.meaning import meanings
 from conn_guard.sessions.policy import Policy, Verdict
 from conn_guard.sessions.reaper import end_chosen
 from conn_guard.sessions.report import Action, Outcome, RunError
-from conn_guard.sessions.stop import Stop
 from conn_guard.text import one_line, printable
 
 logger = logging.getLogger("conn_guard.admin")
@@ -48,6 +46,8 @@ logger = logging.getLogger("conn_guard.admin")
 ON_A_PAGE = 100
 EVERY_SECONDS = 5
 """The time between two refreshes while the switch is on."""
+LOG_IN_FOR = timedelta(0)
+"""One try: a page can wait for connect_timeout, and not for half a minute."""
 PIDS_TOLD = 5
 """Pids that a message names."""
 TEMPLATES = "admin/conn_guard_admin/session"
@@ -257,15 +257,13 @@ def _observer(alias: str) -> Observer:
     """Return an observer with the project's settings; raise CommandError for a wrong alias."""
     settings = arguments.settings()
     arguments.postgres_aliases([alias], every=False)
-    stop = Stop()
-    # One attempt to log in: a page can wait for connect_timeout, and not for half a minute.
-    stop.signum = signal.SIGTERM
     policy = Policy(
         idle_for=settings.reap_idle_for,
         idle_in_transaction_for=settings.reap_idle_in_transaction_for,
         protected_applications=settings.protected_applications,
     )
-    return Observer(alias, policy, pooled=settings.pooler.get(alias) == "session", stop=stop)
+    pooled = settings.pooler.get(alias) == "session"
+    return Observer(alias, policy, pooled=pooled, connect_for=LOG_IN_FOR)
 
 
 def _named(session: Any) -> str:
