@@ -10,9 +10,7 @@ RESERVED = (
     "FATAL: remaining connection slots are reserved for roles with privileges of the"
     ' "pg_use_reserved_connections" role'
 )
-UNRESERVED = (
-    "FATAL: remaining connection slots are reserved for roles with the SUPERUSER attribute"
-)
+UNRESERVED = "FATAL: remaining connection slots are reserved for roles with the SUPERUSER attribute"
 REFUSED = "connection refused"
 
 

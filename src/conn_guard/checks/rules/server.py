@@ -189,7 +189,7 @@ RULES = (
         ),
         cure=(
             "Give the application a role of its own that is not a superuser. If the server has"
-            " another superuser, `ALTER ROLE app NOSUPERUSER` makes it one; never take this right"
+            " another superuser, `ALTER ROLE app NOSUPERUSER` is enough. Never take this right"
             " from the only superuser."
         ),
         find=application_is_superuser,
