@@ -10,11 +10,13 @@ RESERVED = (
     "FATAL: remaining connection slots are reserved for roles with privileges of the"
     ' "pg_use_reserved_connections" role'
 )
+UNRESERVED = "FATAL: remaining connection slots are reserved for roles with the SUPERUSER attribute"
 REFUSED = "connection refused"
 
 
-def test_a_server_without_slots_gets_what_helps_at_once_before_what_prevents_it():
-    assert advice(RESERVED, role="shop", aliases=[], version_num=None, is_superuser=None) == (
+@pytest.mark.parametrize("said", [RESERVED, UNRESERVED])
+def test_a_server_without_slots_gets_what_helps_at_once_before_what_prevents_it(said):
+    assert advice(said, role="shop", aliases=[], version_num=None, is_superuser=None) == (
         "Every slot is taken. Now: run idle_reaper --user shop with the superuser's DATABASE_URL;"
         " or kill -TERM one backend that ps shows as idle on the database's host; or restart one"
         f" worker of the application. To prevent it: {RESERVE}. More: docs/how-to/no-slot-left.md"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -150,9 +151,9 @@ def test_pins_hold_no_address(path):
     assert not re.search(r"://|@|--(extra-)?index|--find-links|\bfile:", path.read_text())
 
 
-def test_the_installation_that_the_examples_page_shows_resolves(run):
-    page = (ROOT / "example_project" / "README.md").read_text()
-    (words,) = re.findall(r"^pip install (.+)$", page, re.MULTILINE)
+@pytest.mark.parametrize("page", ["example_project/README.md", "docs/monitoring/README.md"])
+def test_the_installation_that_a_page_shows_resolves(run, page):
+    (words,) = re.findall(r"^pip install (.+)$", (ROOT / page).read_text(), re.MULTILINE)
     pins = ROOT / "constraints" / "pins.txt"
     pip = [sys.executable, "-m", "pip", "install", "--dry-run", "-c", pins]
-    assert "conn-guard" in run(*pip, *words.split())
+    assert "conn-guard" in run(*pip, *shlex.split(words))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from django.core.management import BaseCommand, CommandError, call_command, load_command_class
+from django.db import connection
 
 from conn_guard.probe import Mode, Options, Target, UrlReport, Verdict, probe_urls
 from conn_guard.probe.render import render_probe_json, render_reports
@@ -76,6 +80,28 @@ def test_each_command_of_the_pages_runs(line, site):
         # Nothing here has the application_name of the page's example.
         assert (error.returncode, "shop*" in line) == (UNCLEAR_EXIT, True), str(error)  # noqa: PT017
     assert bool(stdout.getvalue()) is ("-v 0" not in line)
+
+
+def test_the_commands_for_a_project_without_any_change_run(site):
+    pytest.importorskip("aiohttp")
+    (block,) = blocks(HOW_TO, "sh", "bare")
+    known = connection.settings_dict
+    script = (
+        block.text.replace(ORIGIN, site.url(""))
+        .replace("shop@127.0.0.1:5432/shop", "{USER}@{HOST}:{PORT}/{NAME}".format_map(known))
+        .replace("conn-guard", shlex.join([sys.executable, "-m", "conn_guard"]))
+    )
+    bare = {name: text for name, text in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    done = subprocess.run(
+        ["sh", "-euc", f"{script} --requests 6 --concurrency 2 --settle 0.2s"],
+        env={**bare, "PGPASSWORD": known["PASSWORD"], "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("clean") == 2
 
 
 def test_the_python_of_the_page_runs(site):

@@ -308,7 +308,8 @@ def test_W307_application_is_superuser(make_role, make_alias):
         found(make_alias(USER=role), deploy=True)["W307"]
         == f"The role '{role}' of DATABASES['app'] is a superuser, so it can take the reserved"
         " slots. "
-        "HINT: ALTER ROLE ... NOSUPERUSER, after giving it the rights that it needs."
+        "HINT: If another superuser exists, ALTER ROLE ... NOSUPERUSER, after giving it the rights"
+        " that it needs."
     )
     assert "W307" not in found(make_alias(USER=make_role()), deploy=True)
 

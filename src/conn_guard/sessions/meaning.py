@@ -14,7 +14,7 @@ from conn_guard.sessions.census import SHORTER
 from conn_guard.sessions.groups import Field, Row, Snapshot, grouped, is_in_transaction
 from conn_guard.sessions.policy import ANY_USER, Policy, matches
 from conn_guard.sessions.session import CLIENT_BACKEND, OWN_APPLICATIONS, State
-from conn_guard.text import duration, printable, sql_name
+from conn_guard.text import duration, printable
 
 IDLE_REAPER = "python manage.py idle_reaper"
 LEAKED_SESSIONS = 5
@@ -376,7 +376,7 @@ def _superusers(snapshot: Snapshot, typed: _Typed) -> Iterator[Meaning]:
                 f" {printable(role)}: no limit binds it, and it can take the slots that are"
                 " reserved for administrators."
             ),
-            command=f"ALTER ROLE {printable(sql_name(role))} NOSUPERUSER;",
+            command="conn-guard check W307",
         )
 
 

@@ -28,8 +28,8 @@ def advice(
     *role* is the application's role, "" if unknown. *aliases* lead to other databases of the same
     server as other roles. *version_num* and *is_superuser* are None if no login succeeded before.
     """
-    # A role's name, so no translation of the message changes it; PostgreSQL 16 and later say it.
-    is_full = "pg_use_reserved_connections" in said
+    # No translation changes these words, and PostgreSQL 16 and later say one of them.
+    is_full = any(word in said for word in ("pg_use_reserved_connections", "SUPERUSER"))
     first = "Every slot is taken." if is_full else "Check HOST, PORT, USER and PASSWORD."
     now = "Now" if is_full else "If every slot is taken, now"
     lasting = _lasting(is_16=is_full, version_num=version_num, is_superuser=is_superuser)

@@ -68,7 +68,8 @@ def application_is_superuser(facts: ServerFacts) -> Iterator[Found]:
                 f"The role {shown(facts.role)} of {facts.alias} is a superuser, so it can take the"
                 " reserved slots."
             ),
-            "ALTER ROLE ... NOSUPERUSER, after giving it the rights that it needs.",
+            "If another superuser exists, ALTER ROLE ... NOSUPERUSER, after giving it the rights"
+            " that it needs.",
         )
 
 
@@ -187,8 +188,9 @@ RULES = (
             " superusers, whatever `CONNECTION LIMIT` says."
         ),
         cure=(
-            "Give the application a role of its own that is not a superuser: `ALTER ROLE app"
-            " NOSUPERUSER`."
+            "Give the application a role of its own that is not a superuser. If the server has"
+            " another superuser, `ALTER ROLE app NOSUPERUSER` is enough. Never take this right"
+            " from the only superuser."
         ),
         find=application_is_superuser,
     ),
