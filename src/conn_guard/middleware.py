@@ -50,7 +50,7 @@ class ConnectionGuardMiddleware:
             return self.get_response(request)  # type: ignore[no-any-return]
         scope.look()
         try:
-            response = self.get_response(request)
+            response: HttpResponseBase = self.get_response(request)
             _attach(response, scope)
         except BaseException:
             scope.finish()
@@ -64,7 +64,7 @@ class ConnectionGuardMiddleware:
         if scope is None:
             return await self.get_response(request)  # type: ignore[no-any-return]
         try:
-            response = await self.get_response(request)
+            response: HttpResponseBase = await self.get_response(request)
             _attach(response, scope)
         except BaseException:
             # If the request was cancelled, its synchronous code may still run on another thread.
