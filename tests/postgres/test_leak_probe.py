@@ -173,7 +173,7 @@ def test_a_url_whose_sessions_nothing_uses_again_leaks(site: WebServer, own, app
         f"the first 12 requests left 12 sessions of {application_name}, and the next 12 used none"
         " of them"
     )
-    assert run.error.startswith(f"1 of 1 leaks. {site.url('/leaks')} (normal) leaks: ")
+    assert run.error.startswith(f"Leaks: 1 of 1. {site.url('/leaks')} (normal) leaks: ")
 
 
 def test_a_url_that_closes_its_sessions_is_clean(site: WebServer, own):

@@ -96,7 +96,7 @@ def ended(process):
 def test_a_probe_without_a_project_says_what_to_install(start, site):
     code, stdout, stderr = ended(start(site.url("/leaks"), *FEW, "--requests", "6"))
     assert code == 3
-    assert re.fullmatch(r"CommandError: 1 of 1 leaks\. .*\n", stderr)
+    assert re.fullmatch(r"CommandError: Leaks: 1 of 1\. .*\n", stderr)
     assert stdout.splitlines()[-1] == (
         "In the server's settings, add 'conn_guard' to INSTALLED_APPS and"
         " 'conn_guard.middleware.ConnectionGuardMiddleware' as the first of MIDDLEWARE; if that is"

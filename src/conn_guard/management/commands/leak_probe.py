@@ -322,22 +322,18 @@ def _fail(reports: Sequence[UrlReport], stop: Stop) -> None:
     if stop.signum is not None:
         message = f"Stopped by {signal.Signals(stop.signum).name}."
     elif code == LEAKS_EXIT:
-        message = _named(reports, "leak", lambda each: each.verdict is Verdict.LEAKS)
+        message = _named(reports, "Leaks", lambda each: each.verdict is Verdict.LEAKS)
     elif code == Exit.UNREACHABLE:
         first = next(each for each in reports if each.is_unreachable)
         message = (
             f"{first.target.origin}: {first.why}. Start the server there, or correct the address."
         )
     else:
-        message = _named(reports, "unclear", lambda each: each.verdict is Verdict.UNCLEAR)
+        message = _named(reports, "Unclear", lambda each: each.verdict is Verdict.UNCLEAR)
     raise CommandError(one_line(message), returncode=code)
 
 
 def _named(reports: Sequence[UrlReport], word: str, belongs: Callable[[UrlReport], bool]) -> str:
     """Return how many of *reports* belong, and the first of them."""
     found = [each for each in reports if belongs(each)]
-    verb = {"leak": "leaks" if len(found) == 1 else "leak"}.get(
-        word, f"{'is' if len(found) == 1 else 'are'} {word}"
-    )
-    first = sentence(found[0])
-    return f"{len(found)} of {len(reports)} {verb}. {first}"
+    return f"{word}: {len(found)} of {len(reports)}. {sentence(found[0])}"
