@@ -342,7 +342,7 @@ def test_a_url_that_does_not_answer_as_it_should_is_unclear(site: WebServer, own
     run = probe(site.url(path), **own, timeout="0.5s")
     assert (run.exit_code, run.only["verdict"], run.summary["exit"]) == (4, "unclear", 4)
     assert run.only["why"].startswith(why.format(site.url(""))), run.only["why"]
-    assert run.error.startswith(f"1 of 1 is unclear. {site.url(path)} (normal) is unclear: ")
+    assert run.error.startswith(f"Unclear: 1 of 1. {site.url(path)} (normal) is unclear: ")
 
 
 def test_a_url_that_fails_and_leaks_leaks(site: WebServer, own):
