@@ -211,14 +211,15 @@ def test_pg_cron_calls_it(django_db_blocker, monkeypatch):
             call_command(
                 "idle_reaper", "--database", "own", "--idle-for", "0.1s", "--advise", stdout=stdout
             )
-        text = stdout.getvalue()
+        # Without the timeouts before it, which would end the session too.
+        text = stdout.getvalue()[stdout.getvalue().index("CREATE OR REPLACE PROCEDURE") :]
         server.ask(text)
         session = server.session()
         (schedule,) = [line[2:] for line in text.splitlines() if "SELECT cron.schedule(" in line]
         server.ask(schedule.replace("*/5", "*"))
         until(lambda: not server.alive(session), timeout=90)
         status = "SELECT status FROM cron.job_run_details WHERE command = 'CALL conn_guard_reap()'"
-        until(lambda: ("succeeded",) in server.ask(status), timeout=90)
+        until(lambda: ("succeeded",) in server.ask(status))
         server.ask("SELECT cron.unschedule('conn_guard_reap')")
         while server._opened:
             server._opened.pop().close()
