@@ -253,6 +253,6 @@ TABLE = Table(
     measure=measure,
     says=says,
     chart=Chart("peak", f"Peak of sessions under a leak, of {SLOTS} slots", ".0f"),
-    within=340,
+    within=400,
     packages=("Django", "psycopg", "uvicorn", "PgBouncer"),
 )

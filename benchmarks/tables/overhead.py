@@ -90,6 +90,6 @@ TABLE = Table(
     measure=measure,
     says=says,
     chart=Chart("ratio", "Cost of a request and of a statement, ratio to Django alone", ".2f", 1),
-    within=200,
+    within=230,
     packages=("Django", "psycopg", "uvicorn", "gunicorn"),
 )

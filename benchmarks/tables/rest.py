@@ -154,6 +154,6 @@ TABLE = Table(
     measure=measure,
     says=says,
     chart=Chart("ratio", "Time to end idle sessions, ratio to one bulk statement", ".2f"),
-    within=300,
+    within=200,
     packages=("Django", "psycopg", "django-pgactivity"),
 )
