@@ -58,9 +58,9 @@ def says(of: Figures) -> str:
     ours = [of(METHODS[name], "hard_kills") for name in ("ours", "command")]
     ended = [of(METHODS[name], "n") for name in ("ours", "command")]
     return (
-        f"The reaper ended {sum(ours):.0f} executing sessions of {sum(ended):,.0f};"
-        f" of 1,000 ended sessions the bulk statement hit {naive:.1f} that executed, and"
-        f" django-pgactivity {peer:.1f}.\n"
+        f"Of the {sum(ended):,.0f} sessions that the reaper ended, {sum(ours):.0f} executed; of"
+        f" 1,000 that the bulk statement ended, {naive:.1f}, and of django-pgactivity's,"
+        f" {peer:.1f}.\n"
         "No reaper can close the window between its look and its signal.\n"
         "`idle_session_timeout` has no such window, because the session's own process decides:"
         f" {of(METHODS['timeout'], 'hard'):.1f} of 1,000 executed, and clients saw"

@@ -204,14 +204,14 @@ def says(of: Figures) -> str:
     def told(name: str) -> str:
         row = f"{KEPT}, {name}"
         peak, failed, left = (of(row, key) for key in ("peak", "failed", "left"))
-        return f"a peak of {peak:.0f} sessions, {failed:.0f} failed requests and {left:.0f} left"
+        return f"peak {peak:.0f}, failed requests {failed:.0f}, left {left:.0f}"
 
     pooled = "PgBouncer in front"
     clients = of(f"{KEPT}, {pooled}", "clients_left")
     pool = of(f"{DOWNLOAD}, Django's pool", "failed")
     return (
-        f"With a kept traceback, Django alone has {told('Django alone')} of"
-        f" {of(f'{KEPT}, Django alone', 'requests'):.0f} requests; with app and middleware it is"
+        f"With a kept traceback and {of(f'{KEPT}, Django alone', 'requests'):.0f} requests, Django"
+        f" alone: {told('Django alone')}; app and middleware:"
         f" {told('conn_guard: app, middleware')}.\n"
         f"PgBouncer in front: {told(pooled)}, while {clients:.0f} leaked connections keep their"
         " places among its clients.\n"
