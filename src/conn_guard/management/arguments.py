@@ -18,7 +18,7 @@ from django.db import connections
 
 from conn_guard import conf
 from conn_guard.sessions.policy import ANY_USER, Network
-from conn_guard.sessions.report import Exit
+from conn_guard.sessions.report import Exit, RunError
 from conn_guard.text import one_line
 
 
@@ -42,6 +42,22 @@ class OneLineCommand(BaseCommand):
         parser = super().create_parser(prog_name, subcommand, **kwargs)
         parser.__class__ = OneLineParser  # Django has no option for it
         return parser
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Run; every failure is a CommandError whose returncode is the exit code."""
+        try:
+            self.run(options)
+        except CommandError:
+            raise
+        except RunError as error:
+            raise CommandError(one_line(str(error)), returncode=error.exit_code) from None
+        except Exception as error:
+            message = f"Unexpected {type(error).__name__}: {one_line(str(error))}"
+            raise CommandError(message, returncode=Exit.UNEXPECTED) from error
+
+    def run(self, options: Mapping[str, Any]) -> None:
+        """Do the work of the command. Raises CommandError and RunError for what it expects."""
+        raise NotImplementedError
 
 
 def wrong(message: str) -> CommandError:

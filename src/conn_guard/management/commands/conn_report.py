@@ -93,18 +93,13 @@ class Command(arguments.OneLineCommand):
             help="Exit with 3 if more than this share of the fullest limit's slots is taken.",
         )
 
-    def handle(self, *args: Any, **options: Any) -> None:
-        """Report; every failure is a CommandError whose returncode is the exit code."""
+    def run(self, options: Mapping[str, Any]) -> None:
+        """Report, once or until a signal."""
         try:
             self._run(options)
-        except CommandError:
-            raise
         except OSError as error:
             message = f"The report can't be written: {one_line(error.strerror or str(error))}"
             raise CommandError(message, returncode=Exit.UNEXPECTED) from None
-        except Exception as error:
-            message = f"Unexpected {type(error).__name__}: {one_line(str(error))}"
-            raise CommandError(message, returncode=Exit.UNEXPECTED) from error
 
     def _run(self, options: Mapping[str, Any]) -> None:
         settings = arguments.settings()

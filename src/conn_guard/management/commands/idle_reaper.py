@@ -25,7 +25,7 @@ from conn_guard.sessions.render.advice import render_advice, render_procedure
 from conn_guard.sessions.render.json import render_json
 from conn_guard.sessions.render.metrics import write_metrics
 from conn_guard.sessions.render.text import render_bar, render_failure, render_line, render_table
-from conn_guard.sessions.report import Exit, Report, RunError
+from conn_guard.sessions.report import Exit, Report
 from conn_guard.sessions.stop import Stop
 from conn_guard.text import duration, one_line
 
@@ -97,19 +97,8 @@ class Command(arguments.OneLineCommand):
             help="Print the SQL by which the server does this itself, and signal no session.",
         )
 
-    def handle(self, *args: Any, **options: Any) -> None:
-        """Reap; every failure is a CommandError whose returncode is the exit code."""
-        try:
-            self._run(options)
-        except CommandError:
-            raise
-        except RunError as error:
-            raise CommandError(one_line(str(error)), returncode=error.exit_code) from None
-        except Exception as error:
-            message = f"Unexpected {type(error).__name__}: {one_line(str(error))}"
-            raise CommandError(message, returncode=Exit.UNEXPECTED) from error
-
-    def _run(self, options: Mapping[str, Any]) -> None:
+    def run(self, options: Mapping[str, Any]) -> None:
+        """Reap, once or until a signal."""
         settings = arguments.settings()
         aliases, skipped = arguments.postgres_aliases(
             options["database"], every=options["all_databases"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ class Command(arguments.OneLineCommand):
     help = (
         "Names the lines where a thread, an executor or a task runs code that queries and closes"
         " no connection. It reads the files and imports none of them. Exit codes: 0 no such line;"
-        " 2 usage; 3 at least one line."
+        " 1 unexpected error; 2 usage; 3 at least one line."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -37,7 +38,7 @@ class Command(arguments.OneLineCommand):
             help="Default: text. json prints one object on each line.",
         )
 
-    def handle(self, *args: Any, **options: Any) -> None:
+    def run(self, options: Mapping[str, Any]) -> None:
         """Print the findings; raise CommandError with exit code 3 if there is one."""
         paths = _paths(options["paths"] or ["."])
         report = find(paths)

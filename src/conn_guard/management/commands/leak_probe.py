@@ -132,22 +132,17 @@ class Command(arguments.OneLineCommand):
             help="Probe hosts other than this machine.",
         )
 
-    def handle(self, *args: Any, **options: Any) -> None:
-        """Probe; every failure is a CommandError whose returncode is the exit code."""
+    def run(self, options: Mapping[str, Any]) -> None:
+        """Probe, and print the reports."""
         try:
             self._run(options)
-        except CommandError:
-            raise
         except TargetError as error:
             raise arguments.wrong(str(error)) from None
         except RunError as error:
             if options["format"] == "json" and options["verbosity"]:
                 alias = options["database"] or "default"
                 self._print([render_error(str(alias), int(error.exit_code), str(error))])
-            raise CommandError(one_line(str(error)), returncode=error.exit_code) from None
-        except Exception as error:
-            message = f"Unexpected {type(error).__name__}: {one_line(str(error))}"
-            raise CommandError(message, returncode=Exit.UNEXPECTED) from error
+            raise
 
     def _run(self, options: Mapping[str, Any]) -> None:
         settings = arguments.settings()
