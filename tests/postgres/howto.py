@@ -1,4 +1,4 @@
-"""The how-to pages as tests read them: blocks, statements and lines."""
+"""The pages of the docs as tests read them: blocks, statements, lines and tables."""
 
 from __future__ import annotations
 
@@ -60,4 +60,14 @@ def lines(page, language="sh", note=""):
         for block in blocks(page, language, note)
         for line in block.text.splitlines()
         if line.strip()
+    ]
+
+
+def first_cells(page, heading):
+    """Return the codes in the first cell of each row of the table after *heading* in a text."""
+    table = page.split(heading, 1)[1].split("|---", 1)[1].split("\n\n", 1)[0]
+    return [
+        code
+        for row in table.splitlines()[1:]
+        for code in re.findall(r"`([^`]+)`", row.split(" | ", 1)[0])
     ]

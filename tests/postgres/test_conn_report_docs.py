@@ -20,7 +20,7 @@ from conn_guard.sessions.policy import Policy
 from conn_guard.sessions.render.report_text import render_report
 from conn_guard.sessions.report import Exit
 from tests.core.looks import leaked, look
-from tests.postgres.howto import blocks, lines
+from tests.postgres.howto import blocks, first_cells, lines
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
@@ -33,16 +33,6 @@ HOW_TO = "who-holds-my-connections"
 
 def of_page(language):
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-
-
-def first_cells(heading):
-    """Return the codes in the first cell of each row of the table that follows *heading*."""
-    table = PAGE.split(heading, 1)[1].split("|---", 1)[1].split("\n\n", 1)[0]
-    return [
-        code
-        for row in table.splitlines()[1:]
-        for code in re.findall(r"`([^`]+)`", row.split(" | ", 1)[0])
-    ]
 
 
 COMMANDS = [line for block in of_page("sh") for line in block.splitlines()] + lines(HOW_TO)
@@ -66,7 +56,7 @@ def test_the_table_of_options_is_the_parsers():
         for option in action.option_strings
         if action.dest not in djangos
     }
-    cells = [cell.replace("\\", "") for cell in first_cells("## Options")]
+    cells = [cell.replace("\\", "") for cell in first_cells(PAGE, "## Options")]
     assert cells == [" ".join(filter(None, each)) for each in ours.items()]
     by = next(row for row in PAGE.splitlines() if row.startswith("| `--by"))
     assert all(f"`{each.value}`" in by for each in Field)
@@ -78,13 +68,13 @@ def test_the_examples_are_goldens():
 
 
 def test_the_table_of_fields_is_the_jsons():
-    assert first_cells("| field | meaning |") == list(json.loads(of_page("json")[0]))
+    assert first_cells(PAGE, "| field | meaning |") == list(json.loads(of_page("json")[0]))
 
 
 def test_the_table_of_meanings_is_the_codes():
     source = Path(meaning.__file__).read_text(encoding="utf-8")
     kinds = set(re.findall(r'kind="(\w+)"', source)) | {"blocks", "idle_in_transaction"}
-    assert set(first_cells("| kind | level | when |")) == kinds
+    assert set(first_cells(PAGE, "| kind | level | when |")) == kinds
     numbers = {
         "leak": (meaning.LEAKED_SESSIONS, meaning.ONE_REQUEST, meaning.QUIET_FOR),
         "kept": (meaning.KEPT_SESSIONS, meaning.ONE_REQUEST),
@@ -108,7 +98,7 @@ def test_the_table_of_exit_codes_is_the_codes():
 
 def test_the_columns_of_the_page_are_the_tables():
     header = of_page("text report")[0].splitlines()[3].split()
-    assert sorted(first_cells("| column | meaning |")) == sorted(header)
+    assert sorted(first_cells(PAGE, "| column | meaning |")) == sorted(header)
 
 
 def example(*rows, seconds):

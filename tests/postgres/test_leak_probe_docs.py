@@ -20,7 +20,7 @@ from conn_guard.probe import Mode, Options, Target, UrlReport, Verdict, probe_ur
 from conn_guard.probe.render import render_probe_json, render_reports
 from conn_guard.probe.verdict import LEAKS_EXIT, UNCLEAR_EXIT, UNREACHABLE_EXIT, Requests
 from tests.core.test_probe import CLEAN, CURE, LEAK
-from tests.postgres.howto import blocks, lines
+from tests.postgres.howto import blocks, first_cells, lines
 from tests.support.web_server import web_server
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -33,16 +33,6 @@ ORIGIN = "http://127.0.0.1:8000"
 
 def of_page(language):
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-
-
-def first_cells(heading):
-    """Return the codes in the first cell of each row of the table that follows *heading*."""
-    table = PAGE.split(heading, 1)[1].split("|---", 1)[1].split("\n\n", 1)[0]
-    return [
-        code
-        for row in table.splitlines()[1:]
-        for code in re.findall(r"`([^`]+)`", row.split(" | ", 1)[0])
-    ]
 
 
 @pytest.fixture
@@ -121,7 +111,7 @@ def test_the_table_of_options_is_the_parsers():
         for option in action.option_strings
         if action.dest not in djangos
     }
-    cells = [cell.replace("\\", "") for cell in first_cells("## Options")]
+    cells = [cell.replace("\\", "") for cell in first_cells(PAGE, "## Options")]
     assert cells == [" ".join(filter(None, each)) for each in ours.items()]
 
 
@@ -130,7 +120,7 @@ def test_options_has_a_field_for_each_option_of_the_command():
     flags = {f"--{each.name.replace('_', '-')}" for each in fields(Options)} - {
         f"--{each.replace('_', '-')}" for each in named
     }
-    assert flags <= {cell.split()[0] for cell in first_cells("## Options")}
+    assert flags <= {cell.split()[0] for cell in first_cells(PAGE, "## Options")}
 
 
 def test_the_examples_are_what_the_probe_prints():
@@ -141,11 +131,13 @@ def test_the_examples_are_what_the_probe_prints():
 
 
 def test_the_tables_of_verdicts_columns_and_fields_are_the_codes():
-    assert first_cells("| verdict | meaning |") == ["leaks", "keeps", "clean", "unclear"]
-    assert {each.value for each in Verdict} == set(first_cells("| verdict | meaning |"))
+    assert first_cells(PAGE, "| verdict | meaning |") == ["leaks", "keeps", "clean", "unclear"]
+    assert {each.value for each in Verdict} == set(first_cells(PAGE, "| verdict | meaning |"))
     header = of_page("text report")[0].splitlines()[0].split()
-    assert first_cells("| column | meaning |") == header
-    assert first_cells("| field | meaning |") == list(json.loads(of_page("json")[0].split("\n")[0]))
+    assert first_cells(PAGE, "| column | meaning |") == header
+    assert first_cells(PAGE, "| field | meaning |") == list(
+        json.loads(of_page("json")[0].split("\n")[0])
+    )
 
 
 def test_the_table_of_exit_codes_is_the_codes():

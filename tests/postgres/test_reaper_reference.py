@@ -14,6 +14,7 @@ from conn_guard.sessions.policy import Verdict
 from conn_guard.sessions.render.metrics import render_metrics
 from conn_guard.sessions.report import Action, Exit, Status
 from tests.core.test_report import REPORT
+from tests.postgres.howto import first_cells
 from tests.support.reaping import reap
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
@@ -25,16 +26,6 @@ GOLDENS = ROOT / "tests" / "core" / "goldens"
 
 def blocks(language):
     return re.findall(rf"^```{language}.*?\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-
-
-def first_cells(heading):
-    """Return the codes in the first cell of each row of the table that follows *heading*."""
-    table = PAGE.split(heading, 1)[1].split("|---", 1)[1].split("\n\n", 1)[0]
-    return [
-        code
-        for row in table.splitlines()[1:]
-        for code in re.findall(r"`([^`]+)`", row.split(" | ", 1)[0])
-    ]
 
 
 @pytest.mark.parametrize("line", [line for block in blocks("sh") for line in block.splitlines()])
@@ -58,16 +49,16 @@ def test_the_table_of_options_is_the_parsers():
         if action.dest not in djangos
     }
     assert [" ".join(filter(None, each)) for each in ours.items()] == [
-        cell.replace("\\", "") for cell in first_cells("## Options")
+        cell.replace("\\", "") for cell in first_cells(PAGE, "## Options")
     ]
 
 
 def test_the_tables_of_reasons_and_fields_are_the_codes(session_factory):
     spared = [verdict.value for verdict in Verdict if verdict.spares]
-    assert sorted(first_cells("## Which sessions it spares")) == sorted(spared)
+    assert sorted(first_cells(PAGE, "## Which sessions it spares")) == sorted(spared)
     session, summary = (json.loads(line) for line in blocks("json")[0].splitlines())
-    assert {"event", *first_cells("| field of `session` |")} == set(session)
-    assert {"event", "alias", *first_cells("| field of `summary` |")} == set(summary)
+    assert {"event", *first_cells(PAGE, "| field of `session` |")} == set(session)
+    assert {"event", "alias", *first_cells(PAGE, "| field of `summary` |")} == set(summary)
     session_factory()
     run = reap("--any-database", "--dry-run")
     assert {frozenset(each) for each in run.sessions.values()} == {frozenset(session)}
@@ -93,4 +84,6 @@ def test_the_table_of_exit_codes_is_the_codes():
 def test_the_table_of_metrics_is_the_files():
     written = render_metrics([REPORT], now=1.0, earlier={"default": 1.0})
     names = set(re.findall(r"^# TYPE (\S+)", written, re.MULTILINE))
-    assert names == {cell for cell in first_cells("## Metrics") if cell.startswith("conn_guard_")}
+    assert names == {
+        cell for cell in first_cells(PAGE, "## Metrics") if cell.startswith("conn_guard_")
+    }
