@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -212,3 +213,13 @@ def address():
         "user": settings["USER"],
         "database": settings["NAME"],
     }
+
+
+@pytest.fixture
+def _root_logger():
+    """Celery's worker sets up the root logger of its process, which is ours."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.own_server import own_server
 from tests.support.polling import until
+from tests.support.programs import end_all
 
 NAUGHTY = "<script>x"
 
@@ -52,10 +53,7 @@ def start(server, tmp_path) -> Iterator[Start]:
         return process
 
     yield run
-    for process in running:
-        if process.poll() is None:
-            process.kill()
-        process.communicate(timeout=10)
+    end_all(running)
 
 
 def ended(process):

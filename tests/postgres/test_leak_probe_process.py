@@ -17,7 +17,7 @@ from django.db import connections
 
 from tests.support.own_server import own_server
 from tests.support.polling import until
-from tests.support.programs import free_port
+from tests.support.programs import end_all, free_port
 from tests.support.web_server import WebServer, web_server
 
 pytest.importorskip("aiohttp")
@@ -82,10 +82,7 @@ def start(server, tmp_path) -> Iterator[Start]:
         return process
 
     yield run
-    for process in running:
-        if process.poll() is None:
-            process.kill()
-        process.communicate(timeout=10)
+    end_all(running)
 
 
 def ended(process):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 
 pytest.importorskip("celery")
@@ -28,16 +26,6 @@ def app():
     with app.connection() as connection, connection.SimpleQueue("celery") as queue:
         queue.clear()
     app.close()
-
-
-@pytest.fixture
-def _root_logger():
-    """Celery's worker sets up the root logger of its process, which is ours."""
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
 
 
 def sent(app):

@@ -16,7 +16,7 @@ from django.db import connections
 
 from conn_guard.sessions.login import LOG_IN_FOR
 from tests.support.polling import until
-from tests.support.programs import free_port
+from tests.support.programs import end_all, free_port
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -65,10 +65,7 @@ def start(tmp_path) -> Iterator[Callable[..., Process]]:
         return process
 
     yield start_process
-    for process in running:
-        if process.poll() is None:
-            process.kill()
-        process.communicate(timeout=10)
+    end_all(running)
 
 
 @pytest.fixture

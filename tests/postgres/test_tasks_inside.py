@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
-import logging
 
 import pytest
 
@@ -27,6 +26,8 @@ import conn_guard.contrib.celery
 import conn_guard.contrib.rq
 from tests.postgres.task_site import jobs
 
+pytestmark = pytest.mark.usefixtures("_root_logger")
+
 app = Celery(broker="memory://", backend="cache+memory://", fixups=[], set_as_current=False)
 app.conf.broker_transport_options = {"polling_interval": 0.05}
 query = app.task(jobs.query, name="query")
@@ -38,16 +39,6 @@ def calls_a_task(request):
 
 
 urlpatterns = [path("calls-a-task/", calls_a_task)]
-
-
-@pytest.fixture(autouse=True)
-def _root_logger():
-    """Celery's worker sets up the root logger of its process, which is ours."""
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
 
 
 @pytest.fixture

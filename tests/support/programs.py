@@ -157,3 +157,11 @@ def redis() -> Iterator[str]:
         lambda folder, port: [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
     ) as port:
         yield f"redis://127.0.0.1:{port}/0"
+
+
+def end_all(processes):
+    """Kill those of *processes* that still run, and close the pipes of all."""
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=10)
