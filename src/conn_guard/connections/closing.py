@@ -36,6 +36,15 @@ def is_lent(wrapper: Any) -> bool:
     )
 
 
+def is_open(wrapper: BaseDatabaseWrapper) -> bool:
+    """Return whether *wrapper* has a connection that can still be closed.
+
+    One that was closed inside an atomic block keeps its driver connection until code leaves the
+    block, which may never happen.
+    """
+    return wrapper.connection is not None and not wrapper.closed_in_transaction
+
+
 def abandon(wrapper: Any, reason: str = "owner") -> bool:
     """Close *wrapper*, whose owner has ended, and return whether it was open.
 

@@ -325,10 +325,5 @@ def open_here() -> set[BaseDatabaseWrapper]:
     copies = _thread_owner().wrappers if closing.running_loop() is None else ()
     wrappers = {*connections.all(initialized_only=True), *copies}
     return {
-        wrapper
-        for wrapper in wrappers
-        # Closed inside an atomic block that no code left, a wrapper keeps its driver connection.
-        if wrapper.connection is not None
-        and not wrapper.closed_in_transaction
-        and not closing.is_lent(wrapper)
+        wrapper for wrapper in wrappers if closing.is_open(wrapper) and not closing.is_lent(wrapper)
     }

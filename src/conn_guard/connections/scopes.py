@@ -108,7 +108,7 @@ class RequestScope:
         opened = [wrapper for wrapper, ident in self._opened() if ident == here]
         found = self.found if self.found_on == here else ()
         for wrapper in (*opened, *(each for each in found if each not in opened)):
-            if wrapper.connection is None or wrapper in self.found_in_transaction:
+            if not closing.is_open(wrapper) or wrapper in self.found_in_transaction:
                 continue
             left_transaction = in_transaction(wrapper)
             is_kept = wrapper not in opened and not self.close_found
@@ -121,9 +121,6 @@ class RequestScope:
                 message = "%s left a transaction open on %r; it is rolled back with its connection."
                 logger.warning(message, self.view(), wrapper.alias)
                 closing.close(wrapper, self.reason)
-                # Closed inside an atomic block it still looks open, and this was its end.
-                self.opened = [each for each in self.opened if each[0]() is not wrapper]
-                self.found = [each for each in self.found if each is not wrapper]
             elif wrapper not in opened:
                 if self.close_found:
                     closing.close(wrapper, self.reason)
