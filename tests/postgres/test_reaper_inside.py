@@ -5,17 +5,16 @@ from __future__ import annotations
 import io
 import subprocess
 import threading
-from pathlib import Path
 
 import pytest
 from django.core.management import call_command
 
 from tests.support.own_server import IDLE_FOR, own_server
 from tests.support.polling import until
+from tests.support.programs import require_pg_cron
 from tests.support.reaping import reap
 
 CALL = "CALL conn_guard_reap('0.1 s')"
-BUILDS = sorted(Path("/usr/lib/postgresql").glob("*/lib/pg_cron.so"))
 NAMES = [
     "shop",
     "shop:77",
@@ -199,10 +198,9 @@ def test_psql_runs_the_advice_as_it_is_printed(server):
     server.ask("ALTER ROLE app IN DATABASE postgres RESET idle_session_timeout")
 
 
-@pytest.mark.skipif(not BUILDS, reason="no server here has pg_cron")
 def test_pg_cron_calls_it(django_db_blocker, monkeypatch):
     """pg_cron's jobs begin with a minute, so this takes up to one."""
-    monkeypatch.setenv("PG_BINDIR", str(BUILDS[-1].parent.parent / "bin"))
+    monkeypatch.setenv("PG_BINDIR", str(require_pg_cron()))
     settings = {"shared_preload_libraries": "pg_cron", "cron.host": "127.0.0.1"}
     with django_db_blocker.unblock(), own_server(settings=settings) as server:
         server.ask("CREATE EXTENSION pg_cron")

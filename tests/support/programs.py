@@ -46,12 +46,21 @@ def require_postgis() -> Path:
         from django.contrib.gis.db.backends.postgis import base  # noqa: F401
     except ImproperlyConfigured:
         _skip(f"GDAL is not installed: {install}")
-    controls = Path("/usr/share/postgresql").glob("*/extension/postgis.control")
+    return _require_extension("postgis", install)
+
+
+def require_pg_cron() -> Path:
+    """Return the programs of a PostgreSQL with pg_cron; skip or fail as `require` does."""
+    return _require_extension("pg_cron", "apt-get install 'postgresql-[0-9]+-cron$'")
+
+
+def _require_extension(name: str, install: str) -> Path:
+    controls = Path("/usr/share/postgresql").glob(f"*/extension/{name}.control")
     folders = [Path("/usr/lib/postgresql", each.parts[-3], "bin") for each in controls]
     found = [folder for folder in folders if (folder / "postgres").exists()]
     if not found:
-        _skip(f"PostGIS is not installed: {install}")
-    return found[0]
+        _skip(f"{name} is not installed: {install}")
+    return found[-1]
 
 
 def _skip(reason: str) -> NoReturn:
