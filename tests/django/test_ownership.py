@@ -11,6 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.db import ConnectionHandler, connections, transaction
 
 from conn_guard.connections import closing, ownership
@@ -318,6 +319,17 @@ def test_a_context_dropped_after_its_loop_was_closed_closes(alias, observer):
     context.run(asyncio.run, _query_in_loop(alias))
     del context
     assert observer.settled(alias, 0)
+
+
+def test_a_close_that_is_cancelled_before_it_begins_is_no_coroutine_without_await(recwarn):
+    async def main():
+        closing.run_unattended(sync_to_async(pytest.fail, thread_sensitive=True), "was called")
+        (task,) = asyncio.all_tasks() - {asyncio.current_task()}
+        task.cancel()
+
+    asyncio.run(main())
+    gc.collect()
+    assert [str(each.message) for each in recwarn] == []
 
 
 async def _query_in_loop(alias):

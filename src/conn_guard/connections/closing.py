@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -183,9 +183,10 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
     return asyncio._get_running_loop()
 
 
-def run_unattended(closing: Coroutine[Any, Any, None]) -> None:
-    """Start *closing* on this loop. No code waits for it."""
-    task = asyncio.ensure_future(_suppressed(closing))
+def run_unattended(closing: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
+    """Start *closing* with *arguments* on this loop. No code waits for it."""
+    # A coroutine made here would never be awaited where the loop ends before the task begins.
+    task = asyncio.ensure_future(_suppressed(closing, *arguments))
     _closing.add(task)
     task.add_done_callback(_closing.discard)
 
@@ -194,7 +195,9 @@ def run_unattended(closing: Coroutine[Any, Any, None]) -> None:
 _closing: set[asyncio.Future[None]] = set()
 
 
-async def _suppressed(closing: Coroutine[Any, Any, None]) -> None:
+async def _suppressed(
+    closing: Callable[..., Coroutine[Any, Any, None]], *arguments: object
+) -> None:
     # asgiref raises where the thread has ended, which closed what it owned.
     with contextlib.suppress(RuntimeError):
-        await closing
+        await closing(*arguments)

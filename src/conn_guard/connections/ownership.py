@@ -244,7 +244,7 @@ def _sees(context: contextvars.Context, wrapper: BaseDatabaseWrapper) -> bool:
 
 
 def _close_on_its_thread(wrapper_ref: ref[BaseDatabaseWrapper]) -> None:
-    closing.run_unattended(sync_to_async(_close_here, thread_sensitive=True)(wrapper_ref))
+    closing.run_unattended(sync_to_async(_close_here, thread_sensitive=True), wrapper_ref)
 
 
 def _close_here(wrapper_ref: ref[BaseDatabaseWrapper]) -> None:

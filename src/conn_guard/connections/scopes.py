@@ -140,7 +140,7 @@ class RequestScope:
             if self.waits:
                 await self._end_elsewhere()
             else:
-                closing.run_unattended(self._end_elsewhere())
+                closing.run_unattended(self._end_elsewhere)
 
     async def _end_elsewhere(self) -> None:
         # Django's own close may have come first.
