@@ -51,6 +51,7 @@ def test_page_report_metrics_and_reaper_agree_on_random_settings(server, crowd):
             dry = reap("--database", "own", "--dry-run")
             until(lambda: not server.reapers())
             told = report("--database", "own")
+            until(lambda: not server.reapers("report"))
             page = operator.look().verdicts
             read = metrics(report("--database", "own", format="prometheus").stdout)
             shown = {state: operator.look(state=state).verdicts for state in STATES}

@@ -22,8 +22,7 @@ from tools.local_postgres import LocalPostgres
 
 IDLE_FOR = "0.1s"
 REAPERS = (
-    "SELECT pid FROM pg_stat_activity WHERE application_name = 'conn_guard:idle_reaper' ORDER"
-    " BY pid"
+    "SELECT pid FROM pg_stat_activity WHERE application_name = 'conn_guard:{command}' ORDER BY pid"
 )
 
 
@@ -62,9 +61,9 @@ class OwnServer:
         """Return whether *session* is still there."""
         return bool(self.ask("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [session.pid]))
 
-    def reapers(self) -> list[int]:
-        """Return the pids of the sessions that reapers have."""
-        return [pid for (pid,) in self.ask(REAPERS)]
+    def reapers(self, command: str = "idle_reaper") -> list[int]:
+        """Return the pids of the sessions that a command has: `idle_reaper` or `report`."""
+        return [pid for (pid,) in self.ask(REAPERS.format(command=command))]
 
     @contextmanager
     def alias(self, name: str = "own", **changes: object) -> Iterator[dict[str, Any]]:
