@@ -158,7 +158,7 @@ def running(server, **changes):
         (folder / "userlist.txt").write_text(users.text + "\n")
         return [programs.require("pgbouncer"), str(folder / "pgbouncer.ini")]
 
-    with programs.running(configure) as port:
+    with programs.running(configure, end=programs.PGBOUNCER_END) as port:
         pooler = Pooler(port)
         try:
             yield pooler

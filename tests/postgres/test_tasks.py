@@ -86,7 +86,7 @@ def _running(command: str, folder: Path, redis: str, **environment: str) -> Iter
                 "/bin/sh",
                 "-c",
                 LEASH,
-                "sh",
+                "TERM",
                 sys.executable,
                 "-m",
                 *command.format(queue=name).split(),

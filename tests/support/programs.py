@@ -19,8 +19,15 @@ from tests.support.polling import until
 from tools.local_postgres import unprivileged
 
 PACKAGES = {"chromedriver": "chromium-driver", "promtool": "prometheus"}
-# The shell ends the program when its own input ends: also when the test run is killed.
-LEASH = 'exec 3<&0; "$@" & program=$!; (cat <&3; kill $program 2>/dev/null) & wait $program'
+# The shell ends the program when its own input ends: also when the test run is killed. Its name, $0,
+# are the signals.
+LEASH = """
+exec 3<&0; "$@" & program=$!
+(cat <&3; for signal in $0; do kill -s $signal $program 2>/dev/null; done) & wait $program
+"""
+
+# From PgBouncer 1.23 on TERM waits for the clients; older ones know no QUIT.
+PGBOUNCER_END = "QUIT TERM"
 
 
 def require(name: str) -> str:
@@ -81,8 +88,8 @@ def is_open(port: int) -> bool:
 
 
 @contextmanager
-def running(make_command: Callable[[Path, int], list[str]]) -> Iterator[int]:
-    """Run a program as another user than root, and give its port.
+def running(make_command: Callable[[Path, int], list[str]], end: str = "TERM") -> Iterator[int]:
+    """Run a program as another user than root, give its port, and end it by the signals *end*.
 
     *make_command* returns the command for a folder and a port.
     """
@@ -96,7 +103,7 @@ def running(make_command: Callable[[Path, int], list[str]]) -> Iterator[int]:
                 os.chown(path, account["user"], account["group"])
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
-                ["/bin/sh", "-c", LEASH, "sh", *command],
+                ["/bin/sh", "-c", LEASH, end, *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -154,7 +161,7 @@ def pgbouncer(server: dict[str, Any], mode: str, **settings: object) -> Iterator
         (folder / "pgbouncer.ini").write_text(f"[databases]\n{target}\n\n[pgbouncer]\n{lines}\n")
         return [program, str(folder / "pgbouncer.ini")]
 
-    with running(configure) as port:
+    with running(configure, end=PGBOUNCER_END) as port:
         yield PgBouncer(port, user)
 
 

@@ -161,7 +161,7 @@ def worker(
         assert running.sender.stdout
         assert running.sender.stdout.readline() == b"ready\n", running.log()
         if command:
-            start(command, name, "/bin/sh", "-c", LEASH, "sh")
+            start(command, name, "/bin/sh", "-c", LEASH, "TERM")
         if FRAMEWORKS[framework].target:
             until(lambda: is_open(port) or not running.is_alive())
         yield running
