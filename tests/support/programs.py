@@ -19,8 +19,8 @@ from tests.support.polling import until
 from tools.local_postgres import unprivileged
 
 PACKAGES = {"chromedriver": "chromium-driver", "promtool": "prometheus"}
-# The shell ends the program when its own input ends: also when the test run is killed. Its name, $0,
-# are the signals.
+# The shell ends the program by the signals $0 when its own input ends: also when the test run is
+# killed.
 LEASH = """
 exec 3<&0; "$@" & program=$!
 (cat <&3; for signal in $0; do kill -s $signal $program 2>/dev/null; done) & wait $program
