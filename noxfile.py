@@ -31,7 +31,8 @@ def install(
 ) -> None:
     """Install the project and dependency groups at the pinned releases."""
     options = [word for group in groups for word in ("--group", group)]
-    session.install("-c", str(pins), "-e", ".", *options, *more)
+    # Many tests start programs; where PYTHONDONTWRITEBYTECODE is set, each would compile Django.
+    session.install("--compile-bytecode", "-c", str(pins), "-e", ".", *options, *more)
 
 
 @nox.session
