@@ -9,7 +9,7 @@ from django.db import connections
 
 from conn_guard.sessions.policy import Policy
 from conn_guard.sessions.reaper import Reaper, RunOptions
-from tests.support.reaping import new_role, reap
+from tests.support.reaping import new_role, reap, skip_where_refused
 
 # With transaction=False a test runs inside an atomic block, where the reaper refuses to run.
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
@@ -93,6 +93,7 @@ def test_the_reapers_session_has_its_own_settings_and_no_receiver_runs(
     "name", ['o"ne', "two\nlines", "'; DROP TABLE x --", "per%cent %s", "😀" * 14, "\x1b[31mred"]
 )
 def test_odd_names_are_reported_as_they_are(session_factory, rested, ask, name, application_name):
+    skip_where_refused(ask, name)
     name = f"{name}{application_name[-6:]}"
     with new_role(ask, name) as role:
         session = session_factory(user=role)

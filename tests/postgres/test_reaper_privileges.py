@@ -10,7 +10,7 @@ import pytest
 from django.core.management import call_command
 
 from tests.support.own_server import own_server
-from tests.support.reaping import reap
+from tests.support.reaping import reap, skip_where_refused
 
 ROLES = {"app": "LOGIN", "billing": "LOGIN", "boss": "LOGIN SUPERUSER"}
 
@@ -278,6 +278,7 @@ def test_a_login_role_that_becomes_another_is_judged_as_who_logged_in(server, ro
     ids=str,
 )
 def test_what_a_role_is_set_to_changes_nothing(server, role_setting, setting):
+    skip_where_refused(server.ask, setting)
     role_setting(setting)
     session = server.session()
     with server.alias():

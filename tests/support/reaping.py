@@ -6,11 +6,12 @@ import io
 import json
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from django.core.management import CommandError, call_command
 
 
@@ -97,6 +98,13 @@ class RawClient:
             assert piece, "the server closed the connection"
             read += piece
         return read
+
+
+def skip_where_refused(ask: Callable[[str], Any], value: str) -> None:
+    """Skip a test of a name or setting that PostgreSQL refuses from 19 on."""
+    refused = "\n" in value or value == "standard_conforming_strings = off"
+    if refused and int(ask("SHOW server_version_num")[0][0]) >= 190000:
+        pytest.skip("PostgreSQL refuses it from 19 on")
 
 
 @contextmanager
