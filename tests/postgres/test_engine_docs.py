@@ -10,7 +10,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from conn_guard import conf
-from conn_guard.engine import held, reclaimer, state, wrapper
+from conn_guard.engine import state, wrapper
 from conn_guard.engine.statements import Leaves, read
 from conn_guard.sessions import stamp
 
@@ -77,13 +77,6 @@ def test_the_names_are_what_the_stamp_makes():
     text = (DOCS / REFERENCE).read_text()
     assert f"`{stamp.stamp('app', 4711)}`" in text
     assert f"`{stamp.stamp('app', 4711, 'shop.views.cart (cart)')}`" in text
-
-
-def test_the_loggers_are_the_loggers():
-    assert [name.strip("`") for name, _ in rows(REFERENCE, under="Loggers")] == [
-        held.logger.name,
-        reclaimer.logger.name,
-    ]
 
 
 def test_the_mark_is_the_mark():
