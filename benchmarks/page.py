@@ -16,7 +16,7 @@ PAGE = Path("reference", "benchmarks.md")
 HEAD = """
 # Benchmarks
 
-This page compares the cost and the duration of conn_guard with other ways to bound PostgreSQL's sessions.
+This page compares conn_guard's cost and duration with other ways to bound PostgreSQL's sessions.
 [Which tool when](../explanation/which-tool-when.md) says what each of them is for.
 `python3 dev.py nox -s bench` measures every table on your machine and writes this page.
 `python3 dev.py nox -s bench -- --only load` measures one table anew and keeps the others.
