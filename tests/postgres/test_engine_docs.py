@@ -86,7 +86,7 @@ def test_the_mark_is_the_mark():
 def test_the_statements_that_are_said_to_make_state_do():
     ran = [
         session
-        for session, _ in rows(EXPLANATION, under="What is never replaced")
+        for session, _ in rows(EXPLANATION, under="Sessions that are never replaced")
         if session.startswith("ran ")
     ]
     examples = {
