@@ -39,7 +39,7 @@ def rows(under: str) -> list[list[str]]:
 def test_the_pages_example_says_what_the_page_says(capsys, monkeypatch):
     monkeypatch.setattr("conn_guard.pages._home", lambda: "https://docs.example/en/")
     with pytest.raises(
-        CommandError, match=r" See https://docs\.example/en/reference/leak_lint\.html\.$"
+        CommandError, match=r" See https://docs\.example/en/reference/leak_lint\.html$"
     ) as failed:
         call_command("leak_lint", "shop")
     assert failed.value.returncode == 3

@@ -55,7 +55,7 @@ class Command(arguments.OneLineCommand):
         if report.findings:
             raise CommandError(
                 "Threads or tasks query and close no connection. See"
-                f" {pages.address('reference/leak_lint.md')}.",
+                f" {pages.address('reference/leak_lint.md')}",
                 returncode=FINDINGS,
             )
 
