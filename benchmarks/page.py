@@ -16,11 +16,12 @@ PAGE = Path("reference", "benchmarks.md")
 HEAD = """
 # Benchmarks
 
-What conn_guard costs and how long it takes, beside other ways to bound PostgreSQL's sessions.
+This page compares conn_guard's cost and duration with other ways to bound PostgreSQL's sessions.
+[Which tool when](../explanation/which-tool-when.md) says what each of them is for.
 `python3 dev.py nox -s bench` measures every table on your machine and writes this page.
 `python3 dev.py nox -s bench -- --only load` measures one table anew and keeps the others.
 
-Trust the ratios: both figures of a ratio met the same load in one run.
+Trust the ratios: both figures of a ratio were measured under the same load in one run.
 A cell with a spread reads *median (lowest to highest)*, unless the table names an interval.
 *n* is the number of measurements.
 """.strip()

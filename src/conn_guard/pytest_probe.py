@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from conn_guard import conf
+from conn_guard import conf, pages
 from conn_guard.probe import Mode, Options, TargetError, UrlReport, Verdict, probe_urls
 from conn_guard.probe.render import sentence
 from conn_guard.sessions.report import RunError
@@ -125,7 +125,5 @@ def _hint(failed: list[UrlReport], budget: int) -> str:
             "HINT: Close the connection where it is opened: decorate what a thread runs with"
             f" conn_guard.closing_connections. The budget is {budget} (--conn-guard-budget)."
         )
-    return (
-        "HINT: Probe a URL that queries and answers 200. docs/reference/pytest-plugin.md lists the"
-        " options of leak_probe."
-    )
+    page = pages.address("reference/pytest-plugin.md#leak_probe")
+    return f"HINT: Probe a URL that queries and answers 200. The options of leak_probe: {page}"

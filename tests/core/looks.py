@@ -93,7 +93,7 @@ MORNING = look(
         Finding(
             "I305",
             "The role 'shop' of DATABASES['default'] has no idle_in_transaction_session_timeout.",
-            "ALTER ROLE ... SET idle_in_transaction_session_timeout = '5min'.",
+            "ALTER ROLE shop SET idle_in_transaction_session_timeout = '5min';",
         )
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from conn_guard import pages
@@ -48,3 +51,15 @@ def test_a_package_that_was_never_installed_names_the_path(monkeypatch):
     pages._home.cache_clear()
     assert pages.address("how-to/one.md") == "docs/how-to/one.md"
     pages._home.cache_clear()
+
+
+def test_no_message_names_a_page_by_its_path_in_a_checkout():
+    """A user of a release has no checkout. ``checks/page.py`` makes a page of the checkout."""
+    source = Path(pages.__file__).parent
+    path = re.compile(r"docs/(?:how-to|reference|explanation|monitoring|tutorial)/")
+    found = {
+        str(module.relative_to(source))
+        for module in source.rglob("*.py")
+        if path.search(module.read_text(encoding="utf-8"))
+    }
+    assert found == {"checks/page.py"}

@@ -36,8 +36,11 @@ def rows(under: str) -> list[list[str]]:
     return [re.split(r" \| ", line) for line in lines[1:]]
 
 
-def test_the_pages_example_says_what_the_page_says(capsys):
-    with pytest.raises(CommandError) as failed:
+def test_the_pages_example_says_what_the_page_says(capsys, monkeypatch):
+    monkeypatch.setattr("conn_guard.pages._home", lambda: "https://docs.example/en/")
+    with pytest.raises(
+        CommandError, match=r" See https://docs\.example/en/reference/leak_lint\.html$"
+    ) as failed:
         call_command("leak_lint", "shop")
     assert failed.value.returncode == 3
     assert capsys.readouterr().out == SAID

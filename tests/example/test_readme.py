@@ -192,7 +192,7 @@ def test_cvat_is_cured_without_a_change(stage, staged, client_of, sessions, tmp_
     (tmp_path / "cvat" / "settings" / "production.py").write_text(
         "from example.settings import *\n"
     )
-    (guarded,) = [each for each in blocks(TUTORIAL, "python") if "cvat.settings.production" in each]
+    (guarded,) = blocks(DOCS / "how-to" / "cvat.md", "python")
     with staged(guarded).serve("off") as server:
         assert set(download(server, client_of)) == {200}
         assert sessions() == 0

@@ -42,3 +42,19 @@ def test_links_lead_somewhere(name):
         target = (page.parent / place).resolve() if place else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_leads_to_another_one_and_is_led_to():
+    docs = ROOT / "docs"
+    pages = {page for page in docs.rglob("*.md") if page != docs / "README.md"}
+    led_to = {
+        page: {
+            (page.parent / place).resolve()
+            for place in re.findall(r"\]\((?!\w+:)([^)#\s]+)", page.read_text())
+        }
+        & pages - {page}
+        for page in pages
+    }
+    # The code makes the page of the checks, and its paragraphs are also shown without the others.
+    assert {page.name for page in pages if not led_to[page]} <= {"checks.md"}
+    assert pages - set().union(*led_to.values()) == set()

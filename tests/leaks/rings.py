@@ -43,7 +43,7 @@ NEEDS_MIDDLEWARE = {
     ),
     "bad_cookie": "Django never ends the request, and its thread lives on",
     "raw_begin": "the transaction is open on a thread that lives on",
-    "atomic_never_left": "the thread is in an atomic block that nobody leaves, and lives on",
+    "atomic_never_left": "the thread is in an atomic block that no code leaves, and lives on",
 }
 
 # Of these, and where the request's thread lives on, not even a middleware knows.

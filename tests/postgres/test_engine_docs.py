@@ -10,7 +10,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from conn_guard import conf
-from conn_guard.engine import held, reclaimer, state, wrapper
+from conn_guard.engine import state, wrapper
 from conn_guard.engine.statements import Leaves, read
 from conn_guard.sessions import stamp
 
@@ -79,13 +79,6 @@ def test_the_names_are_what_the_stamp_makes():
     assert f"`{stamp.stamp('app', 4711, 'shop.views.cart (cart)')}`" in text
 
 
-def test_the_loggers_are_the_loggers():
-    assert [name.strip("`") for name, _ in rows(REFERENCE, under="Loggers")] == [
-        held.logger.name,
-        reclaimer.logger.name,
-    ]
-
-
 def test_the_mark_is_the_mark():
     assert f"`{state.MARK_HELD_STATE}`" in (DOCS / EXPLANATION).read_text()
 
@@ -93,7 +86,7 @@ def test_the_mark_is_the_mark():
 def test_the_statements_that_are_said_to_make_state_do():
     ran = [
         session
-        for session, _ in rows(EXPLANATION, under="What is never replaced")
+        for session, _ in rows(EXPLANATION, under="Sessions that are never replaced")
         if session.startswith("ran ")
     ]
     examples = {

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +15,8 @@ import pytest
 from django.core.management import CommandError
 
 from tests.postgres.howto import HOW_TO, blocks, here, lines, statements
-from tests.support import programs
 from tests.support.own_server import own_server
 from tests.support.polling import until
-from tests.support.reaping import RawClient
 
 PAGES = (
     "make-a-reaper-role",
@@ -30,7 +27,7 @@ PAGES = (
     "run-the-reaper-in-kubernetes",
     "use-idle-session-timeout-instead",
 )
-LANGUAGES = {"sql", "sh", "crontab", "ini", "yaml", "python", "psql", "pgbouncer"}
+LANGUAGES = {"sql", "sh", "crontab", "ini", "yaml", "python", "psql"}
 LOCKED = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND classid = 1668247143"
 SETTINGS = """
 import os
@@ -433,35 +430,3 @@ def test_the_servers_own_timeout_is_set_seen_and_reset(server, shop):
     for statement in statements(resetting):
         server.ask(statement)
     assert server.session("shop", dbname="shop").execute(question) == [("0",)]
-
-
-def test_pgbouncer_takes_the_setting_of_the_page(server):
-    (block,) = blocks("use-idle-session-timeout-instead", "pgbouncer")
-    name, value = block.text.split(" = ")
-    address = {
-        "HOST": server.server.host,
-        "PORT": server.server.port,
-        "USER": "shop",
-        "PASSWORD": "",
-    }
-    with programs.pgbouncer(address, "transaction", **{name: value}) as pooler:
-        # Drivers speak the extended protocol, which the console of PgBouncer doesn't.
-        admin = RawClient(pooler.host, pooler.port, user="shop", database="pgbouncer")
-        admin.send("SHOW CONFIG")
-        shown = {
-            _cells(body)[0]: _cells(body)[1:3] for kind, body in admin.messages() if kind == b"D"
-        }
-        admin.close()
-        assert shown[name] == [value, "600"]
-        assert {"client_idle_timeout", "idle_transaction_timeout"} <= set(shown)
-
-
-def _cells(body):
-    """Return the values of a row as the protocol sends it."""
-    (count,), at, cells = struct.unpack("!H", body[:2]), 2, []
-    for _ in range(count):
-        (length,) = struct.unpack("!i", body[at : at + 4])
-        at += 4
-        cells.append(body[at : at + length].decode() if length >= 0 else None)
-        at += max(length, 0)
-    return cells

@@ -296,7 +296,7 @@ def test_I305_idle_in_transaction_unbounded(make_role, make_alias):
     assert (
         found(make_alias(USER=role), deploy=True)["I305"]
         == f"The role '{role}' of DATABASES['app'] has no idle_in_transaction_session_timeout. "
-        "HINT: ALTER ROLE ... SET idle_in_transaction_session_timeout = '5min'."
+        f"HINT: ALTER ROLE {role} SET idle_in_transaction_session_timeout = '5min';"
     )
     bounded = make_role(idle_in_transaction_session_timeout="5min")
     assert "I305" not in found(make_alias(USER=bounded), deploy=True)
@@ -308,8 +308,8 @@ def test_W307_application_is_superuser(make_role, make_alias):
         found(make_alias(USER=role), deploy=True)["W307"]
         == f"The role '{role}' of DATABASES['app'] is a superuser, so it can take the reserved"
         " slots. "
-        "HINT: If another superuser exists, ALTER ROLE ... NOSUPERUSER, after giving it the rights"
-        " that it needs."
+        f"HINT: If another superuser exists, ALTER ROLE {role} NOSUPERUSER, after giving it the"
+        " rights that it needs."
     )
     assert "W307" not in found(make_alias(USER=make_role()), deploy=True)
 

@@ -280,7 +280,7 @@ def test_the_source_of_a_value_is_told_and_it_is_undone(server):
 
 
 def test_the_table_of_versions_names_what_is_supported_and_when_each_setting_came(server):
-    rows = {int(row[0]): row[2] for row in table("Which versions")}
+    rows = {int(row[0]): row[2] for row in table("Versions of PostgreSQL")}
     assert [each for each in rows if each in SUPPORTED] == list(SUPPORTED)
     names = {row[0] for row in server.ask("SELECT name FROM pg_settings")}
     for major, new in rows.items():

@@ -1,4 +1,4 @@
-"""The doors to the system checks, for Django's check framework, the app and the commands."""
+"""The functions by which Django, the app and the commands run the system checks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from django.core.checks import CheckMessage, Tags
 if TYPE_CHECKING:
     from conn_guard.checks.project import Alias
 
-# Each door imports the rules when it is used: a process that runs no check does not need them.
+# Each function imports the rules itself: a process that runs no check does not need them.
 
 logger = logging.getLogger("conn_guard.checks")
 

@@ -171,7 +171,7 @@ class Alias:
 
     @cached_property
     def pool_unsupported(self) -> str | None:
-        """Why OPTIONS["pool"] fails here whatever its value, or None."""
+        """The reason why OPTIONS["pool"] fails here whatever its value, or None."""
         return self.engine.pool_unsupported(self.project.driver)
 
     @cached_property

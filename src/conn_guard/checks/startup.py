@@ -1,6 +1,6 @@
 """The static checks of this process: for a command, and for a server's start.
 
-gunicorn, uvicorn and their like run no system checks, so a starting server logs the findings.
+gunicorn, uvicorn and other servers run no system checks, so a starting server logs the findings.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Closes a connection of the application, and tells whether it may be closed.
 
 A finalizer runs some of this. So it takes no lock that its thread may hold, and never asks for
-``threading.current_thread()``, directly or by logging: that would register a thread for ever.
+``threading.current_thread()``, directly or by logging: that would register a dummy thread.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Counts what happens to connections, and logs the ones that threads left open.
 
 A finalizer reports here. So a report takes no lock and logs nothing itself: logging in a thread
-that ends would register that thread for ever.
+that ends would register a dummy thread that stays.
 """
 
 from __future__ import annotations

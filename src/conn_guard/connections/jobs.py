@@ -15,8 +15,8 @@ from conn_guard.connections.scopes import RequestScope
 class JobScope(RequestScope):
     """Holds the connections of one job. At its end no connection of its thread stays open.
 
-    Only a transaction that was open before the job is left alone: that of a test which runs a
-    worker in its own thread.
+    A transaction that was open before the job is left alone: a test may run a worker in its own
+    thread.
     """
 
     __slots__ = ()

@@ -137,7 +137,7 @@ class _LateOwner:
         self.wrapper = ref(wrapper)
         self.loop = ref(loop)
         self.pid = os.getpid()
-        # It leads asgiref back to the same thread, and doesn't hold this owner yet.
+        # In this context asgiref finds the same thread. The copy doesn't hold this owner yet.
         self.context = contextvars.copy_context()
 
     def __del__(

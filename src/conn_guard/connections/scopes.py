@@ -61,8 +61,8 @@ class RequestScope:
         *close_found*: connections that the request found open are closed as well. *waits*: the end
         may be awaited, since no client waits for it.
         """
-        # Weak: a copy that the request drops is not kept open for it. A list that only grows may
-        # be read by one thread while another one adds to it.
+        # Weak references: a copy that the request drops must not stay open. A list that only
+        # grows may be read by one thread while another one adds to it.
         self.opened: list[tuple[ref[BaseDatabaseWrapper], int]] = []
         self.found: Collection[BaseDatabaseWrapper] = ()
         self.found_in_transaction: Collection[BaseDatabaseWrapper] = ()

@@ -46,8 +46,8 @@ class _Entry:
             self.taken_at = None
 
 
-# By id(), since the driver connections of psycopg2 take no attributes. An entry goes before its id
-# can belong to another object: its weak reference sees to that.
+# By id(), since the driver connections of psycopg2 take no attributes. The weak reference of an
+# entry removes it before its id can belong to another object.
 _entries: dict[int, _Entry] = {}
 _pools: dict[str, ref[Any]] = {}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from conn_guard.lint.source import Class, External, Function, Instance, Module, Source, own_nodes
 
 MAX_DEPTH = 4
-"""How many calls are followed from the code that a thread runs."""
+"""The number of calls that are followed from the code that a thread runs."""
 
 _MANAGERS = ("objects", "_default_manager", "_base_manager")
 _QUERYING = {

@@ -39,7 +39,7 @@ class Answers:
     location: str = ""
     """The address that a redirect named."""
     unreachable: str = ""
-    """Why no connection could be made, if the first request got none."""
+    """The reason why no connection could be made, if the first request got none."""
 
     @property
     def sent(self) -> int:

@@ -34,7 +34,7 @@ SHORTER = {
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How many sessions the server, our database and each role may have; None is no limit."""
+    """The most sessions that the server, our database and each role may have; None: no limit."""
 
     server: int
     database: int | None

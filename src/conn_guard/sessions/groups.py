@@ -29,7 +29,7 @@ class Row:
 
     @property
     def used_for(self) -> timedelta | None:
-        """How long the session was used: from its login to its last statement; None if hidden."""
+        """The time from the login to the last statement; None if hidden."""
         if self.session.backend_start is None or self.session.state_change is None:
             return None
         return self.session.state_change - self.session.backend_start
@@ -152,7 +152,7 @@ class Snapshot:
     held_by_role: Mapping[str, int] | None = None
     """The number of slots that each role holds."""
     refusal: str = ""
-    """Why idle_reaper would refuse to run with these options; "" if it would run."""
+    """The reason why idle_reaper would refuse these options; "" if it would run."""
     grant: str = ""
     """The SQL that lets the login role see, or signal, what it may not; "" if it may."""
     is_superuser: bool = False

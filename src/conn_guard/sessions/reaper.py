@@ -38,7 +38,7 @@ class RunOptions:
 
     dry_run: bool = False
     wait: timedelta = timedelta(seconds=5)
-    """How long signalled sessions may take to leave, and another reaper to finish."""
+    """The longest wait for signalled sessions to end, and for another reaper to finish."""
     when_above: float | None = None
     """Percent of the slots above which sessions are signalled; None: always."""
     pooled: bool = False

@@ -93,7 +93,7 @@ class Session:
 
     @property
     def in_state_for(self) -> timedelta:
-        """How long the session has been in its state; zero where the server doesn't tell."""
+        """The time in this state; zero where the server doesn't tell."""
         return self.observed_at - self.state_change if self.state_change else timedelta(0)
 
 

@@ -27,7 +27,7 @@ Key = tuple[str | None, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What is shown of a snapshot; each change returns another view."""
+    """The part of a snapshot that is shown; each change returns another view."""
 
     by: Sequence[Field] = DEFAULT_BY
     wanted: str = ""
@@ -75,7 +75,7 @@ class Line:
     key: Key
     rows: Sequence[Row]
     values: Sequence[Any]
-    """What the line is sorted by, column by column."""
+    """The values by which the line is sorted, column by column."""
     cells: Sequence[str]
 
     @property

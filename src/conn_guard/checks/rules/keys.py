@@ -55,8 +55,8 @@ def _letters(key: str) -> str:
 
 
 def key_at_top_level(project: Project) -> Iterator[Found]:
-    # The module's own variable that DATABASES uses is no mistake, so one alias that has anything
-    # but the default is enough for silence.
+    # A variable of the module that DATABASES uses is no mistake. So the rule is silent if one
+    # alias has another value than the default.
     alias = next((alias for alias in project.aliases if alias.engine.connects), None)
     for key, default in DEFAULTS.items():
         value = project.get(key, default)

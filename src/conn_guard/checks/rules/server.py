@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from conn_guard.checks.project import Alias
 from conn_guard.checks.registry import Found, Rule
-from conn_guard.text import shown
+from conn_guard.text import printable, shown, sql_name
 
 if TYPE_CHECKING:  # a process that asks no server needs no facts
     from conn_guard.checks.facts import NoAnswer, ServerFacts
@@ -57,8 +57,13 @@ def idle_in_transaction_unbounded(facts: ServerFacts) -> Iterator[Found]:
                 f"The role {shown(facts.role)} of {facts.alias} has no"
                 " idle_in_transaction_session_timeout."
             ),
-            "ALTER ROLE ... SET idle_in_transaction_session_timeout = '5min'.",
+            f"{_alter(facts)} SET idle_in_transaction_session_timeout = '5min';",
         )
+
+
+def _alter(facts: ServerFacts) -> str:
+    """Return the beginning of the SQL that changes the role."""
+    return f"ALTER ROLE {printable(sql_name(facts.role))}"
 
 
 def application_is_superuser(facts: ServerFacts) -> Iterator[Found]:
@@ -68,7 +73,7 @@ def application_is_superuser(facts: ServerFacts) -> Iterator[Found]:
                 f"The role {shown(facts.role)} of {facts.alias} is a superuser, so it can take the"
                 " reserved slots."
             ),
-            "If another superuser exists, ALTER ROLE ... NOSUPERUSER, after giving it the rights"
+            f"If another superuser exists, {_alter(facts)} NOSUPERUSER, after giving it the rights"
             " that it needs.",
         )
 

@@ -1,4 +1,4 @@
-"""What the page shows of a snapshot: filters, order, groups, sessions, and verdicts in words."""
+"""The contents of the page: filters, order, groups, sessions, and verdicts in words."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class Line:
 
     @property
     def age(self) -> str:
-        """How long the session is in its state."""
+        """The time for which the session has been in its state."""
         return duration(self.seconds) if self.seconds >= 0 else ""
 
     @property
@@ -213,7 +213,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What a request asks to see; "" shows every application or state."""
+    """The filters and the order of a request; "" shows every application or state."""
 
     alias: str
     application: str = ""
@@ -318,7 +318,7 @@ class GroupLine:
 
 @dataclass(frozen=True)
 class Page:
-    """What a choice shows of a snapshot."""
+    """The part of a snapshot that a choice shows."""
 
     snapshot: Snapshot
     choice: Choice
@@ -368,7 +368,7 @@ class Page:
 
     @property
     def due_after(self) -> str:
-        """How long a session has to be idle before it is due."""
+        """The time for which a session has to be idle before it is due."""
         return duration(self.snapshot.policy.idle_for.total_seconds())
 
     @cached_property

@@ -10,6 +10,7 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
+from conn_guard import pages
 from conn_guard.lint.findings import Finding, Report, find
 from conn_guard.management import arguments
 from conn_guard.management.streams import reader_may_leave
@@ -53,8 +54,8 @@ class Command(arguments.OneLineCommand):
                 self.stdout.write(line)
         if report.findings:
             raise CommandError(
-                "Threads or tasks query and close no connection. docs/reference/leak_lint.md"
-                " explains the findings.",
+                "Threads or tasks query and close no connection. See"
+                f" {pages.address('reference/leak_lint.md')}",
                 returncode=FINDINGS,
             )
 
