@@ -9,6 +9,7 @@ from functools import cache, cached_property
 from typing import Literal
 
 import django
+from django.utils.functional import Promise
 
 from conn_guard.text import shown
 
@@ -61,8 +62,8 @@ class Engine:
     @classmethod
     def of(cls, value: object) -> Engine:
         """Return the engine that Django takes for *value*, its dummy engine for none."""
-        is_named = isinstance(value, str) and value not in ("", "django.db.backends.")
-        return cls(value if is_named else DUMMY)  # type: ignore[arg-type]
+        path = str(value) if isinstance(value, (str, Promise)) else ""
+        return cls(DUMMY if path in ("", "django.db.backends.") else path)
 
     @cached_property
     def connects(self) -> bool:
