@@ -144,7 +144,7 @@ def test_a_server_says_once_what_the_checks_find(serve, server):
     assert (
         "WARNING conn_guard.W103: DATABASES['default']['CONN_MAX_AGE'] is -1, which acts as 0."
         " Write None for no limit, or 0 to close after each request. For more, type"
-        " conn-guard check W103. See docs/reference/checks.md#w103.\n" in site.log.read_text()
+        " conn-guard check W103. See docs/reference/checks.md#w103\n" in site.log.read_text()
     )
     site.get(3)
     assert site.said() == ["WARNING conn_guard.W103"]
@@ -343,7 +343,7 @@ def test_persistence_that_never_serves_twice_is_told_once(run):
         "WARNING conn_guard.W120: DATABASES['default']['CONN_MAX_AGE'] is 900, but 100 connections"
         " were opened for 100 requests: no later request finds a connection again. Write 0 for"
         f" CONN_MAX_AGE{pool}. For more, type conn-guard check W120."
-        " See docs/reference/checks.md#w120."
+        " See docs/reference/checks.md#w120"
     ]
 
 
