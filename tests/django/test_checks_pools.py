@@ -186,7 +186,7 @@ def test_django_before_5_1_has_no_pool():
         for value in (False, {}, ""):
             assert ids(pool(value, CONN_MAX_AGE=60)) == {"E115"}
         assert ids(pool(None, CONN_MAX_AGE=60)) == set()
-        assert ids(pool(False, ENGINE="acme.postgresql")) == set()
+        assert ids(pool(asked=False, ENGINE="acme.postgresql")) == set()
 
 
 @pools

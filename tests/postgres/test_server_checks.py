@@ -259,9 +259,8 @@ def test_a_pool_bounds_the_sum(limited):
     alias = limited(
         {"processes": 2, "threads": 1}, OPTIONS={"pool": {"min_size": 1, "max_size": 9}}
     )
-    assert (
-        "\n    DATABASES['app']: 2 processes x 9 connections of its pool = 18\n"
-        in (said := found(alias, deploy=True)["W303"])
+    assert "\n    DATABASES['app']: 2 processes x 9 connections of its pool = 18\n" in (
+        said := found(alias, deploy=True)["W303"]
     )
     assert said.endswith("HINT: Leave a fifth of the slots free.")
 

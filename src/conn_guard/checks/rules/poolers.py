@@ -152,8 +152,8 @@ RULES = (
         ),
         django=(
             "With `server_side_binding` psycopg prepares statements on one server session and runs"
-            " them on another: 76 of 180 failed with 1, and 0 with None. Without it Django's cursors"
-            " prepare nothing, whatever the threshold."
+            " them on another: 76 of 180 failed with 1, and 0 with None. Without it Django's"
+            " cursors prepare nothing, whatever the threshold."
         ),
         cure=(
             "Remove `prepare_threshold`; Django's own value is None. PgBouncer from 1.21 on tracks"
