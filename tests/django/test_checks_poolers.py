@@ -91,6 +91,10 @@ def test_W128_tenants_pooler():
     assert ids(settings, CONN_GUARD={"POOLER": {"default": "session"}}) == set()
 
 
+def test_tenants_that_are_rows_of_one_schema_share_a_pooler():
+    assert ids(alias(ENGINE="django_multitenant.backends.postgresql", PORT=6432)) == {"I127"}
+
+
 def test_W129_pooler_startup_options():
     settings = alias(
         PORT=6432,

@@ -103,7 +103,8 @@ class Engine:
     @cached_property
     def has_tenants(self) -> bool:
         """Whether it sets a schema for each tenant."""
-        return "tenant" in self.path.lower()
+        # django-multitenant filters rows and sets nothing on the session.
+        return "tenant" in self.path.lower() and not self.path.startswith("django_multitenant.")
 
     @cached_property
     def has_thread_bound_pool(self) -> bool:
