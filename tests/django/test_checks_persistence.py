@@ -144,8 +144,9 @@ def test_a_silenced_W120_leaves_the_word_to_W122():
     )
 
 
-def test_sqlite_leaks_under_asgi_too():
-    sqlite = alias(ENGINE="django.db.backends.sqlite3", CONN_MAX_AGE=60)
+@pytest.mark.parametrize("engine", ["django.db.backends.sqlite3", "sqlcipher.backend"])
+def test_a_file_leaks_under_asgi_too_and_needs_no_health_checks(engine):
+    sqlite = alias(ENGINE=engine, CONN_MAX_AGE=60)
     assert ids(sqlite, ASGI_APPLICATION="app.asgi.application") == {"W120"}
     assert ids(sqlite, WSGI_APPLICATION="app.wsgi.application") == set()
 

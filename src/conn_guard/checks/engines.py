@@ -44,7 +44,7 @@ _OTHER_WORDS = re.compile(
     r"mysql|mariadb|tidb|oracle|mssql|sql_?server|pyodbc|snowflake|bigquery|spanner|mongo|clickhouse|"
     r"firebird|db2|ldap|salesforce|cassandra"
 )
-_FILE_WORDS = re.compile(r"sqlite|spatialite")
+_FILE_WORDS = re.compile(r"sqlite|spatialite|sqlcipher")
 _POOL_WORDS = re.compile(r"geventpool|postgrespool|conn_pool|connection_pool")
 # Engines that keep a connection with its thread unless CONN_MAX_AGE is 0.
 _THREAD_BOUND_POOL_WORDS = re.compile(r"geventpool|postgrespool")
