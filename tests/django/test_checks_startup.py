@@ -176,6 +176,20 @@ def test_a_server_that_is_to_raise_does_not_start_on_an_error(serve, server):
     )
 
 
+def test_a_second_start_in_the_same_process_is_stopped_too(run):
+    assert "conn_guard.E101" in run(
+        "from django.core.exceptions import ImproperlyConfigured\n"
+        "for _ in range(2):\n"
+        "    try:\n"
+        "        site.wsgi\n"
+        "    except ImproperlyConfigured:\n"
+        "        continue\n"
+        "    raise SystemExit('started')\n",
+        DEFAULT={"CONN_MAX_AGE": "60"},
+        CONN_GUARD={"CHECK_AT_STARTUP": "raise"},
+    )
+
+
 def test_a_warning_stops_no_server(serve):
     site = serve(GUNICORN, DEFAULT=KEPT, CONN_GUARD={"CHECK_AT_STARTUP": "raise"})
     site.get()
