@@ -50,7 +50,7 @@ def said(id, settings, **others) -> str:  # noqa: A002
     (message,) = [each for each in found(settings, **others) if each.id == f"conn_guard.{id}"]
     assert LEVELS[message.level] == id[0]
     hint, address = message.hint.split(" See ")
-    assert address == f"docs/reference/checks.md#{id.lower()}."
+    assert address == f"docs/reference/checks.md#{id.lower()}"
     hint, _, command = hint.partition(" For more, type ")
     assert command == f"conn-guard check {id}."
     return f"{message.msg} HINT: {hint}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from django.db.utils import ConnectionHandler
+from django.utils.functional import lazystr
 
 from tests.django.checks_project import POSTGRES, alias, ids, said
 
@@ -218,6 +219,10 @@ def test_E108_alias_without_engine():
 )
 def test_an_alias_that_says_nothing_is_meant_to_be_empty(values):
     assert ids({"DATABASES": {"default": values}}) == set()
+
+
+def test_a_lazy_engine_is_an_engine():
+    assert ids(alias(ENGINE=lazystr(POSTGRES), OPTIONS={"timeout": 20})) == {"E118"}
 
 
 def test_W109_flag_string():

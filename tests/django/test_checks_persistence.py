@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import django
 import pytest
+from django.utils.functional import SimpleLazyObject, lazy, lazystr
 
 from tests.django.checks_project import CHECKED, POSTGRES, alias, ids, pools, said
 
@@ -34,6 +35,23 @@ def test_an_age_that_cannot_be_added_to_a_float_is_an_error_on_every_engine(age,
 @pytest.mark.parametrize("age", [0, 60, 60.5, None, False, Fraction(1, 2)])
 def test_an_age_that_django_can_add_is_no_error(age):
     assert "E101" not in ids(alias(CONN_MAX_AGE=age))
+
+
+@pytest.mark.parametrize(
+    "lazily", [SimpleLazyObject, lambda make: lazy(make, int)()], ids=["SimpleLazyObject", "lazy"]
+)
+def test_a_lazy_age_counts_as_its_number(lazily, caplog):
+    asgi = {"ASGI_APPLICATION": "app.asgi"}
+    assert ids(alias(CONN_MAX_AGE=lazily(lambda: 60))) == {"I123"}
+    assert ids(alias(CONN_MAX_AGE=lazily(lambda: 60), CONN_HEALTH_CHECKS=True), **asgi) == {"W120"}
+    assert ids(alias(CONN_MAX_AGE=lazily(lambda: 0)), **asgi) == set()
+    assert ids(alias(CONN_MAX_AGE=lazily(lambda: -1))) == {"W103"}
+    assert caplog.text == ""
+
+
+def test_a_lazy_age_that_cannot_be_added_is_an_error():
+    for age in (SimpleLazyObject(lambda: "60"), SimpleLazyObject(lambda: None), lazystr("60")):
+        assert ids(alias(CONN_MAX_AGE=age)) == {"E101"}
 
 
 def test_W102_max_age_bool():
@@ -126,8 +144,9 @@ def test_a_silenced_W120_leaves_the_word_to_W122():
     )
 
 
-def test_sqlite_leaks_under_asgi_too():
-    sqlite = alias(ENGINE="django.db.backends.sqlite3", CONN_MAX_AGE=60)
+@pytest.mark.parametrize("engine", ["django.db.backends.sqlite3", "sqlcipher.backend"])
+def test_a_file_leaks_under_asgi_too_and_needs_no_health_checks(engine):
+    sqlite = alias(ENGINE=engine, CONN_MAX_AGE=60)
     assert ids(sqlite, ASGI_APPLICATION="app.asgi.application") == {"W120"}
     assert ids(sqlite, WSGI_APPLICATION="app.wsgi.application") == set()
 

@@ -91,6 +91,10 @@ def test_W128_tenants_pooler():
     assert ids(settings, CONN_GUARD={"POOLER": {"default": "session"}}) == set()
 
 
+def test_tenants_that_are_rows_of_one_schema_share_a_pooler():
+    assert ids(alias(ENGINE="django_multitenant.backends.postgresql", PORT=6432)) == {"I127"}
+
+
 def test_W129_pooler_startup_options():
     settings = alias(
         PORT=6432,
@@ -119,9 +123,15 @@ def test_W130_prepared_pooler():
     assert (
         said("W130", settings)
         == "DATABASES['default']['OPTIONS']['prepare_threshold'] is 0 and goes through a pooler "
-        "('aws-0-eu-central-1.pooler.supabase.com' at port 6543 is Supabase's transaction mode). "
+        "('aws-0-eu-central-1.pooler.supabase.com' at port 6543 is Supabase's transaction mode); "
+        "requests fail once server_side_binding is True. "
         "HINT: Take it out of OPTIONS, or write None."
     )
+    for prepares in ({"server_side_binding": True}, {"cursor_factory": object}):
+        options = {"prepare_threshold": 0, **prepares}
+        assert "transaction mode). HINT" in said(
+            "W130", alias(DISABLE_SERVER_SIDE_CURSORS=True, OPTIONS=options, **SUPABASE)
+        )
     assert (
         ids(
             alias(DISABLE_SERVER_SIDE_CURSORS=True, OPTIONS={"prepare_threshold": None}, **SUPABASE)

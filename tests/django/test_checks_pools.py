@@ -43,7 +43,7 @@ def test_a_pool_wants_an_age_of_0_in_subclasses_too(engine):
     assert ids(pool(DEFAULTS, CONN_MAX_AGE=60, ENGINE=engine)) == {"E110"}
 
 
-@pytest.mark.parametrize("value", [False, None])
+@pytest.mark.parametrize("value", [pytest.param(False, marks=pools), None])
 def test_no_pool_leaves_the_age_alone(value):
     assert ids(pool(value, CONN_MAX_AGE=60)) == set()
 
@@ -183,7 +183,10 @@ def test_psycopg_2_has_no_pool():
 def test_django_before_5_1_has_no_pool():
     with mock.patch.object(django, "VERSION", (4, 2, 30, "final", 0)):
         assert ids(pool(DEFAULTS, CONN_MAX_AGE=60)) == {"E115"}
+        for value in (False, {}, ""):
+            assert ids(pool(value, CONN_MAX_AGE=60)) == {"E115"}
         assert ids(pool(None, CONN_MAX_AGE=60)) == set()
+        assert ids(pool(asked=False, ENGINE="acme.postgresql")) == set()
 
 
 @pools
@@ -213,6 +216,7 @@ def test_an_option_named_pool_of_another_engine_is_left_alone(engine):
     assert ids(alias(ENGINE=engine, OPTIONS={"pool": True})) == set()
 
 
+@pools
 def test_W116_pool_misplaced():
     assert (
         said("W116", alias(POOL_OPTIONS={"POOL_SIZE": 10}))
@@ -221,6 +225,13 @@ def test_W116_pool_misplaced():
         " DATABASES['default']['OPTIONS']['pool']."
     )
     assert ids(alias(pool=True)) == {"W116"}
+
+
+def test_no_hint_asks_for_a_pool_where_django_has_none():
+    mysql = alias(ENGINE="django.db.backends.mysql", POOL_OPTIONS={"POOL_SIZE": 10})
+    assert "HINT: Take it out: Django has no pool for this engine." in said("W116", mysql)
+    with mock.patch.object(django, "VERSION", (5, 0, 0, "final", 0)):
+        assert "has no pool." in said("W116", alias(pool=True))
 
 
 def test_W117_third_party_pool_persistent():

@@ -144,7 +144,7 @@ def test_a_server_says_once_what_the_checks_find(serve, server):
     assert (
         "WARNING conn_guard.W103: DATABASES['default']['CONN_MAX_AGE'] is -1, which acts as 0."
         " Write None for no limit, or 0 to close after each request. For more, type"
-        " conn-guard check W103. See docs/reference/checks.md#w103.\n" in site.log.read_text()
+        " conn-guard check W103. See docs/reference/checks.md#w103\n" in site.log.read_text()
     )
     site.get(3)
     assert site.said() == ["WARNING conn_guard.W103"]
@@ -173,6 +173,20 @@ def test_a_server_that_is_to_raise_does_not_start_on_an_error(serve, server):
     assert (
         "django.core.exceptions.ImproperlyConfigured: conn_guard.E101:"
         " DATABASES['default']['CONN_MAX_AGE'] is '60'" in (site.log.read_text())
+    )
+
+
+def test_a_second_start_in_the_same_process_is_stopped_too(run):
+    assert "conn_guard.E101" in run(
+        "from django.core.exceptions import ImproperlyConfigured\n"
+        "for _ in range(2):\n"
+        "    try:\n"
+        "        site.wsgi\n"
+        "    except ImproperlyConfigured:\n"
+        "        continue\n"
+        "    raise SystemExit('started')\n",
+        DEFAULT={"CONN_MAX_AGE": "60"},
+        CONN_GUARD={"CHECK_AT_STARTUP": "raise"},
     )
 
 
@@ -343,7 +357,7 @@ def test_persistence_that_never_serves_twice_is_told_once(run):
         "WARNING conn_guard.W120: DATABASES['default']['CONN_MAX_AGE'] is 900, but 100 connections"
         " were opened for 100 requests: no later request finds a connection again. Write 0 for"
         f" CONN_MAX_AGE{pool}. For more, type conn-guard check W120."
-        " See docs/reference/checks.md#w120."
+        " See docs/reference/checks.md#w120"
     ]
 
 

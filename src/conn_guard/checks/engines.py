@@ -9,6 +9,7 @@ from functools import cache, cached_property
 from typing import Literal
 
 import django
+from django.utils.functional import Promise
 
 from conn_guard.text import shown
 
@@ -43,7 +44,7 @@ _OTHER_WORDS = re.compile(
     r"mysql|mariadb|tidb|oracle|mssql|sql_?server|pyodbc|snowflake|bigquery|spanner|mongo|clickhouse|"
     r"firebird|db2|ldap|salesforce|cassandra"
 )
-_FILE_WORDS = re.compile(r"sqlite|spatialite")
+_FILE_WORDS = re.compile(r"sqlite|spatialite|sqlcipher")
 _POOL_WORDS = re.compile(r"geventpool|postgrespool|conn_pool|connection_pool")
 # Engines that keep a connection with its thread unless CONN_MAX_AGE is 0.
 _THREAD_BOUND_POOL_WORDS = re.compile(r"geventpool|postgrespool")
@@ -61,8 +62,8 @@ class Engine:
     @classmethod
     def of(cls, value: object) -> Engine:
         """Return the engine that Django takes for *value*, its dummy engine for none."""
-        is_named = isinstance(value, str) and value not in ("", "django.db.backends.")
-        return cls(value if is_named else DUMMY)  # type: ignore[arg-type]
+        path = str(value) if isinstance(value, (str, Promise)) else ""
+        return cls(DUMMY if path in ("", "django.db.backends.") else path)
 
     @cached_property
     def connects(self) -> bool:
@@ -102,7 +103,8 @@ class Engine:
     @cached_property
     def has_tenants(self) -> bool:
         """Whether it sets a schema for each tenant."""
-        return "tenant" in self.path.lower()
+        # django-multitenant filters rows and sets nothing on the session.
+        return "tenant" in self.path.lower() and not self.path.startswith("django_multitenant.")
 
     @cached_property
     def has_thread_bound_pool(self) -> bool:

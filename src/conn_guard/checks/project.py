@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
 from typing import Any, Literal
 
 from django.conf import settings as django_settings
+from django.utils.functional import LazyObject, Promise
 
 from conn_guard import conf
 from conn_guard.checks import engines
@@ -139,8 +141,13 @@ class Alias:
 
     @cached_property
     def age(self) -> object:
-        """CONN_MAX_AGE."""
-        return self.values.get("CONN_MAX_AGE", 0)
+        """CONN_MAX_AGE; a float in place of a lazy number."""
+        age = self.values.get("CONN_MAX_AGE", 0)
+        if isinstance(age, (LazyObject, Promise)):
+            # A lazy number can be added, as Django does, but not compared.
+            with suppress(TypeError):
+                return 0.0 + age  # type: ignore[operator]
+        return age
 
     @cached_property
     def persistent(self) -> bool:

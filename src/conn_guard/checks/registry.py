@@ -79,7 +79,7 @@ def message_of(id: str, message: str, hint: str) -> CheckMessage:  # noqa: A002
 
     The hint ends with what prints the paragraph about *id*, and with the paragraph's address.
     """
-    more = f"For more, type conn-guard check {id}. See {address(id)}."
+    more = f"For more, type conn-guard check {id}. See {address(id)}"
     return CheckMessage(LEVELS[id[0]], message, hint=f"{hint} {more}", id=f"conn_guard.{id}")
 
 

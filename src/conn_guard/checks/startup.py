@@ -47,7 +47,8 @@ def report(*, context: Literal["middleware", "request"] = "middleware") -> None:
     mode = Project.current().conn_guard.check_at_startup
     if mode is None or is_test():
         return
-    messages = [message for message in _messages(_take_unreported()) if not message.is_silenced()]
+    taken = _take_unreported()
+    messages = [message for message in _messages(taken) if not message.is_silenced()]
     for message in messages:
         log(message)
     errors = [
@@ -56,6 +57,8 @@ def report(*, context: Literal["middleware", "request"] = "middleware") -> None:
         if message.is_serious(ERROR)
     ]
     if errors and mode == "raise" and context == "middleware":
+        # mod_wsgi imports an application that failed once more, in the same process.
+        _unreported.update(taken)
         raise ImproperlyConfigured("\n".join(errors))
 
 

@@ -25,11 +25,15 @@ RESERVED = (
 
 @dataclass(frozen=True)
 class CapacityEstimate:
-    """The connections that aliases may open at once, the limit, and the sum line by line."""
+    """The connections that aliases may open at once, the limit, and the sum line by line.
+
+    *can_pool* tells whether a pool would bound any of the aliases.
+    """
 
     needed: int
     limit: int
     text: str
+    can_pool: bool
 
     @property
     def share(self) -> float:
@@ -42,7 +46,10 @@ def budget_tight(every: tuple[ServerFacts, ...]) -> Iterator[Found]:
         if 0.8 < estimate.share <= 1:
             yield (
                 estimate.text,
-                "Leave a fifth of the slots free, or bound the sum with OPTIONS['pool'].",
+                (
+                    "Leave a fifth of the slots free"
+                    + (", or bound the sum with OPTIONS['pool']." if estimate.can_pool else ".")
+                ),
             )
 
 
@@ -54,6 +61,8 @@ def budget_exceeded(every: tuple[ServerFacts, ...]) -> Iterator[Found]:
                 (
                     "Run fewer processes or threads, bound the sum with OPTIONS['pool'], or raise"
                     " the limit."
+                    if estimate.can_pool
+                    else "Run fewer processes or threads, or raise the limit."
                 ),
             )
 
@@ -129,7 +138,8 @@ def _estimate(
         )
     share = f"{needed / limit:.0%}" if limit > 0 else "all"
     head = f"CONN_GUARD['BUDGET'] comes to {needed} of the {limit} slots of {owner} ({share}):"
-    return CapacityEstimate(needed, limit, "\n    ".join([head, *lines]))
+    can_pool = any(alias.can_pool for alias in unbounded)
+    return CapacityEstimate(needed, limit, "\n    ".join([head, *lines]), can_pool)
 
 
 def _per_process(alias: Alias, budget: Budget) -> tuple[int, str]:

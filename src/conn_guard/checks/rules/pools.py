@@ -123,9 +123,7 @@ def pool_option(alias: Alias) -> Iterator[Found]:
 
 
 def pool_unsupported(alias: Alias) -> Iterator[Found]:
-    # Engines without a pool pass the key to a driver that doesn't know it, even a false value.
-    asked = bool(alias.pool) or ("pool" in alias.options and not alias.engine.takes_pool)
-    if asked and alias.pool_unsupported is not None:
+    if (alias.pool or _passes_pool_on(alias)) and alias.pool_unsupported is not None:
         can_install = alias.engine.takes_pool and django.VERSION >= (5, 1)
         yield (
             (
@@ -135,6 +133,14 @@ def pool_unsupported(alias: Alias) -> Iterator[Found]:
             "Take 'pool' out of OPTIONS"
             + (', or pip install "psycopg[pool]".' if can_install else "."),
         )
+
+
+def _passes_pool_on(alias: Alias) -> bool:
+    """Return whether the key "pool" reaches a driver, which doesn't know it, whatever its value."""
+    if alias.engine.is_stock_postgres:
+        # Django pops the key from 5.1 on. Both drivers drop a value of None.
+        return django.VERSION < (5, 1) and alias.pool is not None
+    return "pool" in alias.options and not alias.engine.takes_pool
 
 
 def pool_misplaced(alias: Alias) -> Iterator[Found]:
@@ -150,7 +156,11 @@ def pool_misplaced(alias: Alias) -> Iterator[Found]:
                     f"{alias} has the key {shown(key)}, which the engine"
                     f" {shown(alias.engine.path)} ignores."
                 ),
-                f"Write it into OPTIONS: {alias}['OPTIONS']['pool'].",
+                (
+                    f"Write it into OPTIONS: {alias}['OPTIONS']['pool']."
+                    if alias.can_pool
+                    else f"Take it out: {alias.pool_unsupported or 'it has no effect'}."
+                ),
             )
 
 
