@@ -149,18 +149,19 @@ class Lease:
         if self.pid != os.getpid():
             driver.leave_to_parent(self.raw)
             return
-        self._unregister()
         tracking.note_ended(self.raw, "dropped")
         if self.driver_connection.pool is not None:
             # This thread may hold the pool's lock at this moment.
             reclaimer.submit(self.driver_connection.give_back)
         else:
             self.driver_connection.give_back()
+        self._unregister()
 
     def _unregister(self) -> None:
-        reclaimer.unregister(self.key)
+        # Last, because after a fork the reclaimer goes on only for what is registered or submitted.
         if self.opener is not None and self.opener.reported:
             reclaimer.submit(self.opener.report_closed)
+        reclaimer.unregister(self.key)
 
     def _read(self, sql: Any) -> Leaves:
         if isinstance(sql, str):
