@@ -332,6 +332,51 @@ def test_the_setup_of_a_subclass_counts_as_state(guarded, monkeypatch):
         guarded.query()
 
 
+# Modes of transactions
+
+
+def only_read(raw):
+    if is_psycopg3:
+        raw.read_only = True
+    else:
+        raw.set_session(readonly=True)
+
+
+def serializable(raw):
+    if is_psycopg3:
+        import psycopg
+
+        raw.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+    else:
+        raw.set_session(isolation_level="SERIALIZABLE")
+
+
+def without_autocommit(raw):
+    raw.autocommit = False
+
+
+@pytest.mark.parametrize("tell", [only_read, serializable, without_autocommit])
+def test_a_mode_that_only_the_driver_knows_prevents_replacement(guarded, tell):
+    guarded.query()
+    tell(guarded.wrapper.connection)
+    guarded.query()
+    guarded.wrapper.connection.rollback()
+    guarded.end_sessions()
+    with pytest.raises(BROKEN):
+        guarded.query()
+
+
+def test_a_connection_with_a_mode_of_its_own_is_not_closed_for_rest(make_engine, settings):
+    settings.CONN_GUARD = {"ENGINE_IDLE_FOR": 0.1}
+    alias, other = make_engine(), make_engine()
+    other.query()
+    pid = alias.pid()
+    only_read(alias.wrapper.connection)
+    assert other.becomes(0)
+    assert alias.until(lambda: "holds-state" in alias.sessions()[0][2])
+    assert alias.pids() == {pid}
+
+
 # Types
 
 

@@ -52,6 +52,7 @@ class DriverConnection:
         self.was_outside_transaction = True
         self.reported: list[str | None] = []
         self.registered: object = None
+        self.modes: object = None
         self.settings_changed = False
         # None if OPTIONS named a cursor_factory whose statements can't be read.
         self.read_connection = reading.connection_of_cursors(raw)
@@ -64,6 +65,7 @@ class DriverConnection:
     def note_connected(self) -> None:
         """Record the settings and types of a new connection, for later comparison."""
         self.reported = self._reported()
+        self.modes = self._modes()
         self.note_types()
 
     def note_types(self) -> None:
@@ -87,6 +89,15 @@ class DriverConnection:
     def has_own_adapters(self) -> bool:
         """Return whether types were registered on this connection after it was made."""
         return self._registered() != self.registered
+
+    def has_own_modes(self) -> bool:
+        """Return whether the driver was told another mode of transactions after connect."""
+        return self._modes() != self.modes
+
+    def _modes(self) -> object:
+        raw = self.raw
+        read_only = raw.read_only if is_psycopg3 else raw.readonly
+        return raw.autocommit, raw.isolation_level, read_only, raw.deferrable
 
     def _reported(self) -> list[str | None]:
         info = self.raw.info
