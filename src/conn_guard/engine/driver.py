@@ -68,6 +68,10 @@ class DriverConnection:
         self.modes = self._modes()
         self.note_types()
 
+    def reported_at_connect(self) -> dict[str, str | None]:
+        """Return the settings that the server reported of the new connection."""
+        return dict(zip(_REPORTED, self.reported, strict=True))
+
     def note_types(self) -> None:
         """Record the registered types, for later comparison."""
         self.registered = self._registered()

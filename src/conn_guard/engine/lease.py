@@ -95,7 +95,9 @@ class Lease:
     def note_connected(self, **settings: Any) -> None:
         """Note the state of a new session, which any session after it would have as well."""
         self.driver_connection.note_connected()
-        self.state_at_connect = state.held_after_connect(**settings)
+        self.state_at_connect = state.held_after_connect(
+            **settings, reported=self.driver_connection.reported_at_connect()
+        )
         if self.made_state and self.idle_for_s < math.inf and self.raw.autocommit:
             # A receiver of connection_created made state, and only the server can tell which.
             self.state_at_connect = state.held_state(self.raw)
