@@ -119,6 +119,8 @@ def test_a_statement_that_leaves_nothing(sql):
     [
         "SELECT set_tenant(5)",
         "SELECT app.set_tenant (5)",
+        "SELECT app . set_tenant\n(5)",
+        "SELECT " + "a" * 1000 + "lower(5)",
         "SELECT app.lower('a')",
         'SELECT "set_tenant"(5)',
         "SELECT set_tenant/**/(5)",

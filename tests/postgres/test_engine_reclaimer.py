@@ -127,7 +127,9 @@ def test_without_a_limit_there_is_no_reclaimer():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_with_no_open_connection_leaves_the_parent_one_thread_until_its_next_query():
     """Python 3.13 would warn of the fork of a process that has more threads after it."""
-    script = SITE.replace("SECONDS", "60") + """
+    script = (
+        SITE.replace("SECONDS", "60")
+        + """
 import os, threading
 def fork():
     child = os.fork()
@@ -142,6 +144,7 @@ query()
 print(threading.active_count(), fork())
 connection.close()
 """
+    )
     assert run_script(script).stdout == "1\n2 2\n"
 
 

@@ -149,8 +149,8 @@ def _stop() -> None:
 def _resume() -> None:
     state = _state
     state.is_stopping = False
-    # Python 3.13 counts a thread that is started here, and warns of the fork. So one is started only
-    # for a connection that is open, or for a job that came meanwhile.
+    # Python 3.13 counts a thread that is started here, and warns of the fork. So one is started
+    # only for a connection that is open, or for a job that came meanwhile.
     if state.is_needed and (state.registered or not state.jobs.empty()):
         _start()
 

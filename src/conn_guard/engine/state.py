@@ -47,7 +47,7 @@ def held_after_connect(
     """Return the state that the setup of a connection makes in its session.
 
     Django sets the time zone, the role and, with psycopg2, *isolation*. The settings that the
-    server *reported* may be set too: psycopg2 sets a DateStyle, and PgBouncer what its client named.
+    server *reported* may be set too: psycopg2 sets a DateStyle, PgBouncer what its client named.
     """
     held = {
         f"setting TimeZone={timezone}",
