@@ -33,6 +33,7 @@ def app(make_engine, ask):
         f"CREATE FUNCTION {name}_become() RETURNS void LANGUAGE plpgsql AS "
         f"$$ BEGIN EXECUTE 'SET ROLE {name}_low'; END $$"
     )
+    ask(f"CREATE FUNCTION to_{name}() RETURNS void LANGUAGE sql AS 'SELECT {name}_become()'")
     ask(
         f"CREATE PROCEDURE {name}_call() LANGUAGE plpgsql AS "
         f"$$ BEGIN EXECUTE 'SET ROLE {name}_low'; END $$"
@@ -41,6 +42,7 @@ def app(make_engine, ask):
     alias.role = name
     yield alias
     alias.wrapper.close()
+    ask(f"DROP FUNCTION to_{name}()")
     ask(f"DROP FUNCTION {name}_become()")
     ask(f"DROP PROCEDURE {name}_call()")
     ask(f"DROP ROLE {name}_low")
@@ -120,6 +122,13 @@ def server_side_cursor(alias):
         cursor.fetchall()
 
 
+def named_raw_cursor(alias):
+    alias.query()
+    with alias.wrapper.connection.cursor("named", withhold=True) as cursor:
+        cursor.execute(f"SELECT {alias.role}_become()")
+        cursor.fetchall()
+
+
 def template_string(alias):
     class Template:
         """As a t-string of Python 3.14: neither a str nor an object with as_string()."""
@@ -136,13 +145,14 @@ TEXTS = {
     "DO PERFORM": "DO $$ BEGIN PERFORM {role}_become(); END $$",
     "CALL": "CALL {role}_call()",
     "a function": "SELECT {role}_become()",
+    "a function named like PostgreSQL's": "SELECT to_{role}()",
     "a function in WITH": "WITH x AS (SELECT {role}_become()) SELECT 1 FROM x",
     "two statements": "SELECT ';'; SET ROLE {role}_low",
 }
 WAYS = {
     each.__name__: each
     for each in (prefix, wrapper_with_a_raw_cursor, raw_cursor, raw_connection, debugging_cursor,
-                 server_side_cursor, callproc, template_string)
+                 server_side_cursor, named_raw_cursor, callproc, template_string)
 }  # fmt: skip
 
 

@@ -158,6 +158,9 @@ class _Psycopg3Connection(DriverConnection):
         self.pgconn = raw.pgconn
         self.notices: deque[object] = deque(maxlen=1)
         raw.add_notice_handler(self.notices.append)
+        if self.shows_statements:
+            # With psycopg2 the other factory makes named cursors as well.
+            raw.server_cursor_factory = reading.reading_class(raw.server_cursor_factory)
 
     def is_idle(self) -> bool:
         if not self.raw.lock.acquire(blocking=False):
