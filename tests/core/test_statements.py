@@ -165,6 +165,7 @@ def test_a_function_that_is_not_known_may_change_the_session(sql):
         "CREATE TRIGGER t BEFORE INSERT ON a FOR EACH ROW EXECUTE FUNCTION set_tenant()",
         "SELECT attname FROM unnest(c.conkey) WITH ORDINALITY cols(colid, arridx)",
         "VACUUM (ANALYZE) a; ANALYZE a (n)",
+        "CREATE TABLE b PARTITION OF a FOR VALUES FROM ('2026-01-01') TO ('2026-02-01')",
         "WITH RECURSIVE t (a) AS (SELECT 1), u (b, c) AS MATERIALIZED (SELECT 2, 3) SELECT 1",
         'SELECT ASCII("a"."n"), STRICT_WORD_SIMILARITY("a"."n", %s), ENCODE(DIGEST("n", %s), %s)',
         'SELECT TO_CHAR("a"."at", %s), JSONB_BUILD_OBJECT(%s, "a"."n"), DATE_TRUNC(%s, "a"."at")',

@@ -74,7 +74,7 @@ _CALLED_CHARACTERS = 400
 _NAMES_NO_FUNCTION = frozenset(
     """
     :: analyze as collation copy exists function into ordinality procedure recursive references
-    table tablesample view with
+    statistics table tablesample view with
     """.split()  # noqa: SIM905
 )
 # The table of an index, or a further table expression of WITH: their columns follow.
@@ -203,7 +203,7 @@ _KEYWORDS = frozenset(
     distinct else except exclude exists explain filter for foreign from gin gist group grouping
     hash having identity ilike in include index inherits intersect is join key lateral like
     limit list materialized not offset on only options or over overlaps partition primary range
-    recursive returning rollup select set sets similar some spgist symmetric table then union
+    recursive returning rollup select set sets similar some spgist symmetric table then to union
     unique using vacuum values when where with within zone
     """.split()  # noqa: SIM905
 )
