@@ -201,10 +201,10 @@ _KEYWORDS = frozenset(
     """
     all analyze and any as asymmetric between brin btree by case check conflict cube default
     distinct else except exclude exists explain filter for foreign from gin gist group grouping
-    hash having identity ilike in include index inherits intersect is join key lateral like
-    limit list materialized not offset on only options or over overlaps partition primary range
-    recursive returning rollup select set sets similar some spgist symmetric table then to union
-    unique using vacuum values when where with within zone
+    hash having ilike in include index inherits intersect is join key lateral like limit list
+    materialized not offset on only options or over overlaps partition primary range recursive
+    returning rollup select set sets similar some spgist symmetric table then to union unique
+    using values when where with within
     """.split()  # noqa: SIM905
 )
 # PostgreSQL's types and functions that the ORM and most raw queries use. A function that is missing
