@@ -52,6 +52,7 @@ class DriverConnection:
         self.was_outside_transaction = True
         self.reported: list[str | None] = []
         self.registered: object = None
+        self.autocommit: object = None
         self.modes: object = None
         self.settings_changed = False
         # None if OPTIONS named a cursor_factory whose statements can't be read.
@@ -65,6 +66,7 @@ class DriverConnection:
     def note_connected(self) -> None:
         """Record the settings and types of a new connection, for later comparison."""
         self.reported = self._reported()
+        self.autocommit = self.raw.autocommit
         self.modes = self._modes()
         self.note_types()
 
@@ -96,12 +98,12 @@ class DriverConnection:
 
     def has_own_modes(self) -> bool:
         """Return whether the driver was told another mode of transactions after connect."""
-        return self._modes() != self.modes
+        return self.raw.autocommit != self.autocommit or self._modes() != self.modes
 
     def _modes(self) -> object:
         raw = self.raw
         read_only = raw.read_only if is_psycopg3 else raw.readonly
-        return raw.autocommit, raw.isolation_level, read_only, raw.deferrable
+        return raw.isolation_level, read_only, raw.deferrable
 
     def _reported(self) -> list[str | None]:
         info = self.raw.info

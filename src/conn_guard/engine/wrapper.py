@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         def _cursor(self, name: str | None = None) -> CursorWrapper: ...
         def _prepare_cursor(self, cursor: Any) -> CursorWrapper: ...
         def _close(self) -> None: ...
+        def _set_autocommit(self, autocommit: bool) -> None: ...  # noqa: FBT001
 
 else:
     _Base = object
@@ -350,6 +351,23 @@ class GuardedWrapper(_Base):
     ) -> None:
         with self.lock:
             super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
+
+    def _set_autocommit(self, autocommit: bool) -> None:  # noqa: FBT001
+        try:
+            super()._set_autocommit(autocommit)
+        except Error:
+            # Between two transactions the look closes the driver's end of an ended session, which
+            # then refuses what it does elsewhere without the server. If the old autocommit stayed,
+            # the next atomic() would not be left, and committed work would lose its on_commit.
+            lease = self.lease
+            if (
+                lease is None
+                or not lease.is_connected
+                or autocommit != self.settings_dict["AUTOCOMMIT"]
+                or not lease.driver_connection.ended_outside_transaction()
+            ):
+                raise
+            lease.driver_connection.autocommit = lease.raw.autocommit
 
     # After use
 
