@@ -156,7 +156,7 @@ def _without_texts(sql: str) -> str | None:
         elif _PLAIN.fullmatch(found):
             parts.append(found)
         else:
-            parts.append("''" if kind != "name" else '"?"')
+            parts.append("''" if kind != "name" else '"quoted"')
         if start < 0:
             return None
     parts.append(sql[start:])
