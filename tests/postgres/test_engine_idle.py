@@ -14,11 +14,12 @@ from pathlib import Path
 
 import django
 import pytest
-from django.db import InterfaceError, OperationalError, transaction
+from django.db import InterfaceError, OperationalError, connections, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.signals import connection_created
 
 from conn_guard import pin
+from tests.support import programs
 from tests.support.reaping import reap
 
 LIMIT_S = 0.1
@@ -109,6 +110,31 @@ def test_what_django_does_at_connect_is_not_state(make_engine, worker):
         ("pg_monitor", "Europe/Berlin")
     ]
     assert alias.becomes(0)
+
+
+def test_what_the_driver_sets_at_connect_is_not_state(make_engine, worker):
+    """psycopg2 sets a DateStyle that it can read."""
+    alias = make_engine(options={"options": "-c datestyle=German"})
+    worker(alias.query)
+    assert alias.becomes(0)
+
+
+def test_what_pgbouncer_sets_at_connect_is_not_state(make_engine, worker, until):
+    address = connections.settings["default"]
+    with programs.pgbouncer(address, "session") as pooler:
+        alias = make_engine(**pooler.settings)
+
+        def wrapper():
+            alias.query()
+            return alias.wrapper
+
+        opened = worker(wrapper)
+        assert until(lambda: opened.connection is None)
+        worker(alias.query, "SET application_name = 'another'")
+        # Its name in the list of sessions is another one, so it is found by its last statement.
+        marked = "SELECT 1 FROM pg_stat_activity WHERE query LIKE %s AND application_name = %s"
+        assert until(lambda: alias.ask(marked, ["%conn_guard:holds-state%", "another"]))
+        worker(lambda: alias.wrapper.close())
 
 
 def test_a_transaction_that_is_over_is_not_state(make_engine, worker):

@@ -124,6 +124,30 @@ def test_without_a_limit_there_is_no_reclaimer():
     assert run_script(script + "connection.close()\n").stdout == "1\n"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_with_no_open_connection_leaves_the_parent_one_thread_until_its_next_query():
+    """Python 3.13 would warn of the fork of a process that has more threads after it."""
+    script = (
+        SITE.replace("SECONDS", "60")
+        + """
+import os, threading
+def fork():
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    return threading.active_count()
+query()
+connection.close()
+print(fork())
+query()
+print(threading.active_count(), fork())
+connection.close()
+"""
+    )
+    assert run_script(script).stdout == "1\n2 2\n"
+
+
 @pytest.mark.skipif(not is_psycopg3, reason="psycopg2 needs psycogreen to work with gevent")
 def test_under_gevent_the_reclaimer_is_a_greenlet_that_blocks_no_other():
     pytest.importorskip("gevent")

@@ -8,6 +8,7 @@ import time
 import django
 import pytest
 from django.db import (
+    Error,
     OperationalError,
     transaction,
 )
@@ -264,6 +265,50 @@ def test_with_autocommit_switched_off_a_session_is_not_replaced_between_transact
         guarded.query(f"INSERT INTO {table} (n) VALUES (2)")
     guarded.wrapper.close()
     assert guarded.query(f"SELECT n FROM {table}") == [(1,)]
+
+
+def test_autocommit_is_switched_back_on_though_the_session_has_ended(guarded, table):
+    guarded.wrapper.set_autocommit(False)
+    guarded.query(f"INSERT INTO {table} (n) VALUES (1)")
+    guarded.wrapper.commit()
+    guarded.end_sessions()
+    guarded.wrapper.set_autocommit(True)
+    assert guarded.query(f"SELECT n FROM {table}") == [(1,)]
+    assert guarded.wrapper.get_autocommit()
+
+
+def test_a_commit_stands_though_the_session_ended_right_after_it(guarded, table, monkeypatch):
+    told = []
+    guarded.query()
+    commit = guarded.wrapper.commit
+    monkeypatch.setattr(guarded.wrapper, "commit", lambda: (commit(), guarded.end_sessions()))
+    with transaction.atomic(using=guarded.name):
+        guarded.query(f"INSERT INTO {table} (n) VALUES (1)")
+        transaction.on_commit(lambda: told.append(1), using=guarded.name)
+    assert told == [1]
+    assert guarded.query(f"SELECT n FROM {table}") == [(1,)]
+
+
+def test_a_session_that_held_state_then_gives_the_caller_the_error_and_breaks_no_thread(guarded):
+    guarded.query("LISTEN jobs")
+    guarded.wrapper.set_autocommit(False)
+    guarded.end_sessions()
+    guarded.wrapper.set_autocommit(True)
+    for _ in range(2):
+        with pytest.raises(BROKEN), transaction.atomic(using=guarded.name):
+            guarded.query()
+        assert not guarded.wrapper.in_atomic_block
+    guarded.wrapper.close()
+    with transaction.atomic(using=guarded.name):
+        assert guarded.query() == [(1,)]
+
+
+def test_autocommit_is_not_switched_back_on_silently_where_a_transaction_was_lost(guarded, table):
+    guarded.wrapper.set_autocommit(False)
+    guarded.query(f"INSERT INTO {table} (n) VALUES (1)")
+    guarded.end_sessions()
+    with pytest.raises(Error):
+        guarded.wrapper.set_autocommit(True)
 
 
 @pytest.mark.parametrize("moment", ["idle", "in use"])

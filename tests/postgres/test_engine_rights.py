@@ -33,6 +33,7 @@ def app(make_engine, ask):
         f"CREATE FUNCTION {name}_become() RETURNS void LANGUAGE plpgsql AS "
         f"$$ BEGIN EXECUTE 'SET ROLE {name}_low'; END $$"
     )
+    ask(f"CREATE FUNCTION to_{name}() RETURNS void LANGUAGE sql AS 'SELECT {name}_become()'")
     ask(
         f"CREATE PROCEDURE {name}_call() LANGUAGE plpgsql AS "
         f"$$ BEGIN EXECUTE 'SET ROLE {name}_low'; END $$"
@@ -41,6 +42,7 @@ def app(make_engine, ask):
     alias.role = name
     yield alias
     alias.wrapper.close()
+    ask(f"DROP FUNCTION to_{name}()")
     ask(f"DROP FUNCTION {name}_become()")
     ask(f"DROP PROCEDURE {name}_call()")
     ask(f"DROP ROLE {name}_low")
@@ -120,6 +122,13 @@ def server_side_cursor(alias):
         cursor.fetchall()
 
 
+def named_raw_cursor(alias):
+    alias.query()
+    with alias.wrapper.connection.cursor("named", withhold=True) as cursor:
+        cursor.execute(f"SELECT {alias.role}_become()")
+        cursor.fetchall()
+
+
 def template_string(alias):
     class Template:
         """As a t-string of Python 3.14: neither a str nor an object with as_string()."""
@@ -136,13 +145,14 @@ TEXTS = {
     "DO PERFORM": "DO $$ BEGIN PERFORM {role}_become(); END $$",
     "CALL": "CALL {role}_call()",
     "a function": "SELECT {role}_become()",
+    "a function named like PostgreSQL's": "SELECT to_{role}()",
     "a function in WITH": "WITH x AS (SELECT {role}_become()) SELECT 1 FROM x",
     "two statements": "SELECT ';'; SET ROLE {role}_low",
 }
 WAYS = {
     each.__name__: each
     for each in (prefix, wrapper_with_a_raw_cursor, raw_cursor, raw_connection, debugging_cursor,
-                 server_side_cursor, callproc, template_string)
+                 server_side_cursor, named_raw_cursor, callproc, template_string)
 }  # fmt: skip
 
 
@@ -330,6 +340,51 @@ def test_the_setup_of_a_subclass_counts_as_state(guarded, monkeypatch):
     guarded.end_sessions()
     with pytest.raises(BROKEN):
         guarded.query()
+
+
+# Modes of transactions
+
+
+def only_read(raw):
+    if is_psycopg3:
+        raw.read_only = True
+    else:
+        raw.set_session(readonly=True)
+
+
+def serializable(raw):
+    if is_psycopg3:
+        import psycopg
+
+        raw.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+    else:
+        raw.set_session(isolation_level="SERIALIZABLE")
+
+
+def without_autocommit(raw):
+    raw.autocommit = False
+
+
+@pytest.mark.parametrize("tell", [only_read, serializable, without_autocommit])
+def test_a_mode_that_only_the_driver_knows_prevents_replacement(guarded, tell):
+    guarded.query()
+    tell(guarded.wrapper.connection)
+    guarded.query()
+    guarded.wrapper.connection.rollback()
+    guarded.end_sessions()
+    with pytest.raises(BROKEN):
+        guarded.query()
+
+
+def test_a_connection_with_a_mode_of_its_own_is_not_closed_for_rest(make_engine, settings):
+    settings.CONN_GUARD = {"ENGINE_IDLE_FOR": 0.1}
+    alias, other = make_engine(), make_engine()
+    other.query()
+    pid = alias.pid()
+    only_read(alias.wrapper.connection)
+    assert other.becomes(0)
+    assert alias.until(lambda: "holds-state" in alias.sessions()[0][2])
+    assert alias.pids() == {pid}
 
 
 # Types

@@ -52,6 +52,8 @@ class DriverConnection:
         self.was_outside_transaction = True
         self.reported: list[str | None] = []
         self.registered: object = None
+        self.autocommit: object = None
+        self.modes: object = None
         self.settings_changed = False
         # None if OPTIONS named a cursor_factory whose statements can't be read.
         self.read_connection = reading.connection_of_cursors(raw)
@@ -64,7 +66,13 @@ class DriverConnection:
     def note_connected(self) -> None:
         """Record the settings and types of a new connection, for later comparison."""
         self.reported = self._reported()
+        self.autocommit = self.raw.autocommit
+        self.modes = self._modes()
         self.note_types()
+
+    def reported_at_connect(self) -> dict[str, str | None]:
+        """Return the settings that the server reported of the new connection."""
+        return dict(zip(_REPORTED, self.reported, strict=True))
 
     def note_types(self) -> None:
         """Record the registered types, for later comparison."""
@@ -87,6 +95,15 @@ class DriverConnection:
     def has_own_adapters(self) -> bool:
         """Return whether types were registered on this connection after it was made."""
         return self._registered() != self.registered
+
+    def has_own_modes(self) -> bool:
+        """Return whether the driver was told another mode of transactions after connect."""
+        return self.raw.autocommit != self.autocommit or self._modes() != self.modes
+
+    def _modes(self) -> object:
+        raw = self.raw
+        read_only = raw.read_only if is_psycopg3 else raw.readonly
+        return raw.isolation_level, read_only, raw.deferrable
 
     def _reported(self) -> list[str | None]:
         info = self.raw.info
@@ -143,6 +160,9 @@ class _Psycopg3Connection(DriverConnection):
         self.pgconn = raw.pgconn
         self.notices: deque[object] = deque(maxlen=1)
         raw.add_notice_handler(self.notices.append)
+        if self.shows_statements:
+            # With psycopg2 the other factory makes named cursors as well.
+            raw.server_cursor_factory = reading.reading_class(raw.server_cursor_factory)
 
     def is_idle(self) -> bool:
         if not self.raw.lock.acquire(blocking=False):

@@ -95,7 +95,9 @@ class Lease:
     def note_connected(self, **settings: Any) -> None:
         """Note the state of a new session, which any session after it would have as well."""
         self.driver_connection.note_connected()
-        self.state_at_connect = state.held_after_connect(**settings)
+        self.state_at_connect = state.held_after_connect(
+            **settings, reported=self.driver_connection.reported_at_connect()
+        )
         if self.made_state and self.idle_for_s < math.inf and self.raw.autocommit:
             # A receiver of connection_created made state, and only the server can tell which.
             self.state_at_connect = state.held_state(self.raw)
@@ -149,18 +151,19 @@ class Lease:
         if self.pid != os.getpid():
             driver.leave_to_parent(self.raw)
             return
-        self._unregister()
         tracking.note_ended(self.raw, "dropped")
         if self.driver_connection.pool is not None:
             # This thread may hold the pool's lock at this moment.
             reclaimer.submit(self.driver_connection.give_back)
         else:
             self.driver_connection.give_back()
+        self._unregister()
 
     def _unregister(self) -> None:
-        reclaimer.unregister(self.key)
+        # Last, because after a fork the reclaimer goes on only for what is registered or submitted.
         if self.opener is not None and self.opener.reported:
             reclaimer.submit(self.opener.report_closed)
+        reclaimer.unregister(self.key)
 
     def _read(self, sql: Any) -> Leaves:
         if isinstance(sql, str):

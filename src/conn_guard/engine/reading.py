@@ -58,6 +58,8 @@ class _EqualToItsBase(type):
 @functools.cache
 def reading_class(cursors: type) -> type:
     """Return a subclass of the driver's cursor class *cursors* that shows its statements."""
+    if issubclass(cursors, ReadingCursor):
+        return cursors
     reading = _EqualToItsBase(cursors.__name__, (ReadingCursor, cursors), {})
     for name in ("stream", "copy") if is_psycopg3 else ("callproc", "copy_expert"):
         setattr(reading, name, _reading_method(reading, name))

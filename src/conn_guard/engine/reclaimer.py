@@ -147,8 +147,11 @@ def _stop() -> None:
 
 
 def _resume() -> None:
-    _state.is_stopping = False
-    if _state.is_needed:
+    state = _state
+    state.is_stopping = False
+    # Python 3.13 counts a thread that is started here, and warns of the fork. So one is started
+    # only for a connection that is open, or for a job that came meanwhile.
+    if state.is_needed and (state.registered or not state.jobs.empty()):
         _start()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 # One row for each piece of state that is lost with the session and that the session can list.
@@ -36,12 +37,23 @@ def held_state(raw: Any) -> frozenset[str]:
         return frozenset(item for (item,) in cursor.fetchall())
 
 
-def held_after_connect(*, timezone: str | None, role: str | None, isolation: str) -> frozenset[str]:
-    """Return the state that Django itself makes at connect; psycopg2 sets *isolation* then."""
+def held_after_connect(
+    *,
+    timezone: str | None,
+    role: str | None,
+    isolation: str,
+    reported: Mapping[str, str | None],
+) -> frozenset[str]:
+    """Return the state that the setup of a connection makes in its session.
+
+    Django sets the time zone, the role and, with psycopg2, *isolation*. The settings that the
+    server *reported* may be set too: psycopg2 sets a DateStyle, PgBouncer what its client named.
+    """
     held = {
         f"setting TimeZone={timezone}",
         f"role {role}",
         f"setting default_transaction_isolation={isolation}",
+        *(f"setting {name}={value}" for name, value in reported.items()),
     }
     return frozenset(held)
 

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         def _cursor(self, name: str | None = None) -> CursorWrapper: ...
         def _prepare_cursor(self, cursor: Any) -> CursorWrapper: ...
         def _close(self) -> None: ...
+        def _set_autocommit(self, autocommit: bool) -> None: ...  # noqa: FBT001
 
 else:
     _Base = object
@@ -272,6 +273,7 @@ class GuardedWrapper(_Base):
             or not lease.driver_connection.shows_statements
             or not lease.driver_connection.has_settings_as_connected()
             or lease.driver_connection.has_own_adapters()
+            or lease.driver_connection.has_own_modes()
         ):
             return False
         lease.replaced = True
@@ -349,6 +351,23 @@ class GuardedWrapper(_Base):
     ) -> None:
         with self.lock:
             super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
+
+    def _set_autocommit(self, autocommit: bool) -> None:  # noqa: FBT001
+        try:
+            super()._set_autocommit(autocommit)
+        except Error:
+            # Between two transactions the look closes the driver's end of an ended session, which
+            # then refuses what it does elsewhere without the server. If the old autocommit stayed,
+            # the next atomic() would not be left, and committed work would lose its on_commit.
+            lease = self.lease
+            if (
+                lease is None
+                or not lease.is_connected
+                or autocommit != self.settings_dict["AUTOCOMMIT"]
+                or not lease.driver_connection.ended_outside_transaction()
+            ):
+                raise
+            lease.driver_connection.autocommit = lease.raw.autocommit
 
     # After use
 
@@ -441,7 +460,11 @@ class GuardedWrapper(_Base):
             ):
                 return False
             lease.asked_at_use = lease.used_at
-            pinned = bool(self.conn_guard_pins) or lease.driver_connection.has_own_adapters()
+            pinned = (
+                bool(self.conn_guard_pins)
+                or lease.driver_connection.has_own_adapters()
+                or lease.driver_connection.has_own_modes()
+            )
             if (pinned or not shared) and lease.holds_state(pinned=pinned):
                 return False
             if for_held is not None:
