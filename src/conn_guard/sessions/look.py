@@ -26,13 +26,16 @@ from conn_guard.sessions.stop import Stop
 logger = logging.getLogger("conn_guard.report")
 
 # The text is read for its shape alone, and dropped. It is read as bytes: in a database with another
-# encoding, sessions have texts that our driver can't decode. The server keeps
-# track_activity_query_size bytes; a multi-byte character at the end may leave four of them unused.
+# encoding, sessions have texts that the server can't convert and our driver can't decode. Doubled
+# backslashes are what the cast to bytea takes for one. The server keeps track_activity_query_size
+# bytes; a multi-byte character at the end may leave four of them unused.
 LAST_STATEMENTS = """
 SELECT a.pid,
-       substring(textsend(a.query) FROM 1 FOR %(most)s) AS query,
-       octet_length(a.query) >= s.setting::int - 5 AS is_cut
-FROM pg_stat_activity a, pg_settings s
+       substring(replace(a.query, chr(92), repeat(chr(92), 2))::bytea FROM 1 FOR %(most)s)
+           AS query,
+       octet_length(a.query) >= s.setting::int - 5 AS is_cut,
+       pg_encoding_to_char(d.encoding) AS encoding
+FROM pg_stat_activity a LEFT JOIN pg_database d ON d.oid = a.datid, pg_settings s
 WHERE a.backend_type = 'client backend' AND s.name = 'track_activity_query_size'
 """
 
@@ -118,9 +121,7 @@ class Observer(ServerClient):
         policy = scope(session, self.alias, self._policy)
         sessions = server.list_sessions()
         lasts = {
-            row["pid"]: shape(
-                bytes(row["query"] or b"").decode(errors="replace"), is_cut=row["is_cut"]
-            )
+            row["pid"]: shape(_decoded(row["query"], row["encoding"]), is_cut=row["is_cut"])
             for row in session.rows(LAST_STATEMENTS, {"most": MOST_CHARACTERS + 1})
         }
         limits = server.limits()
@@ -164,6 +165,15 @@ class Observer(ServerClient):
         except Error:  # a busy table of locks, and our statement_timeout
             logger.warning("%s: it could not be asked which sessions wait.", self.alias)
             return {}
+
+
+def _decoded(text: bytes | memoryview | None, encoding: str | None) -> str:
+    """Return a statement's *text*; *encoding* is its database's in PostgreSQL's words."""
+    read = bytes(text or b"")
+    try:
+        return read.decode((encoding or "UTF8").replace("WIN", "cp"), errors="replace")
+    except LookupError:  # an encoding that Python has by another name, or not at all
+        return read.decode(errors="replace")
 
 
 def look_at_all(observers: Sequence[Observer], *, stop: Stop) -> Iterator[Snapshot]:

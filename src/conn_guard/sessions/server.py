@@ -25,7 +25,9 @@ logger = logging.getLogger("conn_guard.postgres")
 
 # Times are whole microseconds, so no driver, time zone or USE_TZ can change the values that SIGNAL
 # compares. The query's text is read only where it may say LISTEN or carry the engine's mark, and
-# last_statement() drops it. pg_has_role(..., 'USAGE') is the server's own test before it signals.
+# last_statement() drops it. It is read in ASCII, other bytes escaped: in a database with another
+# encoding, sessions have texts in which our database finds no words and our driver no characters.
+# pg_has_role(..., 'USAGE') is the server's own test before it signals.
 LIST = """
 SELECT a.pid,
        (extract(epoch FROM a.backend_start) * 1000000)::bigint AS backend_start_us,
@@ -45,9 +47,12 @@ SELECT a.pid,
            AS in_transaction,
        coalesce(a.wait_event_type = 'Client' AND a.wait_event = 'ClientRead', false)
            AS waits_for_client,
-       CASE WHEN a.query ~* 'listen|conn_guard:holds-state' THEN a.query END AS query
+       CASE WHEN t.query ~* 'listen|conn_guard:holds-state' THEN t.query END AS query
 FROM pg_stat_activity a
 LEFT JOIN pg_roles r ON r.oid = a.usesysid
+CROSS JOIN LATERAL (
+    SELECT encode(replace(a.query, chr(92), repeat(chr(92), 2))::bytea, 'escape') AS query
+) AS t
 WHERE a.datid IS NOT NULL OR a.usesysid IS NOT NULL
 ORDER BY a.state_change NULLS LAST, a.pid
 """

@@ -61,13 +61,14 @@ BEGIN
     END IF;
     FOR victim IN
         SELECT * FROM (
-            SELECT a.*, row_number() OVER (
+            SELECT a.*, said, row_number() OVER (
                 PARTITION BY a.usename, bare
                 ORDER BY a.state LIKE 'idle%' AND a.state IS NOT NULL, a.state_change DESC
             ) AS recent, {judged} AS is_judged
             FROM pg_stat_activity AS a
             LEFT JOIN pg_roles AS r ON r.oid = a.usesysid,
-            regexp_replace(coalesce(a.application_name, ''), {stamp}, '\\1') AS bare
+            regexp_replace(coalesce(a.application_name, ''), {stamp}, '\\1') AS bare,
+            encode(replace(a.query, chr(92), repeat(chr(92), 2))::bytea, 'escape') AS said
             WHERE {covered} AND a.backend_type = 'client backend' AND a.pid <> pg_backend_pid()
         ) AS a
         WHERE a.is_judged AND a.recent > {keep}
@@ -78,9 +79,9 @@ BEGIN
                AND clock_timestamp() - a.state_change >= idle_in_transaction_for)
           AND a.pid NOT IN (SELECT l.pid FROM pg_locks AS l
                             WHERE l.locktype = 'advisory' AND l.granted AND l.pid IS NOT NULL)
-{temp_tables}          AND NOT (a.query ~* 'listen|conn_guard:holds-state' AND (
-              a.query ~* {listen} OR a.query ~ {holds_state} OR regexp_replace(
-                  regexp_replace(a.query, {comment}, ' ', 'g'), {comment}, ' ', 'g') ~* {listen}))
+{temp_tables}          AND NOT (a.said ~* 'listen|conn_guard:holds-state' AND (
+              a.said ~* {listen} OR a.said ~ {holds_state} OR regexp_replace(
+                  regexp_replace(a.said, {comment}, ' ', 'g'), {comment}, ' ', 'g') ~* {listen}))
         ORDER BY a.state_change, a.pid
     LOOP
         COMMIT;  -- a new transaction for each session: within one, the server checks old rows
