@@ -70,7 +70,8 @@ def meanings(
     found += _growth(snapshot, earlier, typed) if earlier else []
     if not found:
         slots = snapshot.slots
-        words = f"{slots.used} of {slots.total} slots are taken, and no application looks leaky."
+        are = "is" if slots.used == 1 else "are"
+        words = f"{slots.used} of {slots.total} slots {are} taken, and no application looks leaky."
         found = [Meaning(kind="fine", level=Level.NOTE, sentence=words)]
     order = list(Level)
     return sorted(found, key=lambda each: order.index(each.level))

@@ -314,6 +314,7 @@ def _fault(snapshot: Snapshot) -> str:
         return one_line(snapshot.failure or "")
     slots, bound = snapshot.slots, "" if snapshot.slots.exact else "≤"
     return one_line(
-        f"{snapshot.alias}: {bound}{slots.used} of {slots.total} slots are taken"
+        f"{snapshot.alias}: {bound}{slots.used} of {slots.total} slots"
+        f" {'is' if slots.used == 1 else 'are'} taken"
         f" ({bound}{slots.percent:.0f}%), above --fail-above {snapshot.fail_above:g}."
     )
