@@ -84,6 +84,7 @@ class Observer(ServerClient):
             stop=stop,
             tell=tell,
             connect_for=connect_for,
+            users=policy.users,
         )
         self._policy = policy
 

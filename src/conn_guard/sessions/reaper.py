@@ -103,6 +103,7 @@ class Reaper(ServerClient):
             stop=stop,
             tell=tell,
             connect_for=options.connect_for,
+            users=policy.users,
         )
         self._policy = policy
         self._options = options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -253,11 +253,12 @@ class ServerClient:
         stop: Stop | None,
         tell: Callable[[str], None] | None,
         connect_for: timedelta | None = None,
+        users: Sequence[str] = (),
     ) -> None:
         """*pooled* says that the project declared a pooler in session mode; *tell* gets lines.
 
         Only a login that fails is told, and one that keeps failing once. *connect_for* limits how
-        long it is tried again.
+        long it is tried again. *users* are the roles in scope, if others than the alias's.
         """
         self.alias = alias
         self._pooled = pooled
@@ -265,6 +266,7 @@ class ServerClient:
         self._stop = stop or Stop()
         self._tell = tell or (lambda line: None)
         self._connect_for = connect_for
+        self._users = users
         self._login: Login | None = None
         self._refused: Exception | None = None
         self._server: Server | None = None
@@ -300,6 +302,7 @@ class ServerClient:
                 connect_for=self._connect_for,
                 earlier=self._earlier,
                 application_name=self._application_name,
+                users=self._users,
             )
         try:
             session = self._login.attempt()
