@@ -468,7 +468,7 @@ def test_the_nearest_limit_is_named_and_may_fail_the_run(server):
     with server.alias(NAME="other"):
         told = report("--database", "own", "--fail-above", "90")
     assert told.report["slots_limit"] == "database"
-    assert told.error == "own: 1 of 1 slots is taken (100%), above --fail-above 90."
+    assert told.error == "own: ≤1 of 1 slots is taken (≤100%), above --fail-above 90."
     assert "slots_full" in told.kinds()
     server.ask("ALTER DATABASE other CONNECTION LIMIT -1")
 
