@@ -37,6 +37,9 @@ class OneLineCommand(BaseCommand):
 
     requires_system_checks: list[str] = []  # noqa: RUF012 - Django's own spelling
 
+    def before_login(self) -> None:
+        """Look for a server before a run that doesn't wait for one; may end the process."""
+
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         """Return Django's parser, with errors on one line."""
         parser = super().create_parser(prog_name, subcommand, **kwargs)

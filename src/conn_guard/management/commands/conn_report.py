@@ -117,6 +117,8 @@ class Command(arguments.OneLineCommand):
         if options["verbosity"]:
             for alias in skipped:
                 self._tell(f"{alias} is no PostgreSQL: skipped")
+        if watched is None:
+            self.before_login()
         stop = Stop()
         with ExitStack() as stack:
             stack.enter_context(stopped_by_signals(stop))

@@ -129,6 +129,8 @@ class Command(arguments.OneLineCommand):
                 *_warnings(policy, aliases),
             ):
                 self._tell(line)
+        if every is None:
+            self.before_login()
         with ExitStack() as stack:
             stack.enter_context(stopped_by_signals(stop))
             for reaper in reapers:
