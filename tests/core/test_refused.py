@@ -31,7 +31,9 @@ def test_an_unknown_reason_gets_the_settings_to_check_first():
 
 
 def test_another_alias_of_the_server_is_named_first():
-    text = advice(RESERVED, roles=["Shop 1"], aliases=["bo ss"], version_num=None, is_superuser=None)
+    text = advice(
+        RESERVED, roles=["Shop 1"], aliases=["bo ss"], version_num=None, is_superuser=None
+    )
     assert "Now: run idle_reaper --database 'bo ss' --user 'Shop 1' --any-database; or run" in text
 
 

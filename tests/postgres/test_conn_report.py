@@ -256,9 +256,7 @@ def test_statements_in_other_encodings_are_judged_and_have_a_shape(server, datab
         shown = told.group(application=each.application_name)
         assert shown["last"] == ("LISTEN" if is_listener else "SELECT pg_class")
         assert shown["spared"] == ({"listen": 1} if is_listener else {})
-        assert run.fate(each) == (
-            ("spared", "listen") if is_listener else ("would_signal", None)
-        )
+        assert run.fate(each) == (("spared", "listen") if is_listener else ("would_signal", None))
 
 
 @pytest.mark.usefixtures("databases")

@@ -26,7 +26,8 @@ def advice(
     """Return in sentences what helps after the server's answer *said* to a login.
 
     *roles* are those whose sessions were to be judged. *aliases* lead to other databases of the
-    same server as other roles. *version_num* and *is_superuser* are None if no login succeeded before.
+    same server as other roles. *version_num* and *is_superuser* are None if no login succeeded
+    before.
     """
     # No translation changes these words, and PostgreSQL 16 and later say one of them.
     is_full = any(word in said for word in ("pg_use_reserved_connections", "SUPERUSER"))
@@ -42,8 +43,7 @@ def advice(
 def _at_once(roles: Sequence[str], aliases: Sequence[str], *, is_superuser: bool | None) -> str:
     users = " ".join(f"--user {shlex.quote(role)}" for role in roles)
     ways = [
-        f"run idle_reaper --database {shlex.quote(each)} {users} --any-database"
-        for each in aliases
+        f"run idle_reaper --database {shlex.quote(each)} {users} --any-database" for each in aliases
     ]
     if not is_superuser:  # a superuser that was refused has taken the superusers' slots as well
         ways.append(f"run idle_reaper {users} with the superuser's DATABASE_URL")
