@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -95,6 +96,13 @@ def test_a_run_from_the_command_line(start, session_factory, application_name, a
         " requests.\n"
     )
     assert start("--application-name", application_name, "-v", "0").end() == (0, "", "")
+
+
+@pytest.mark.parametrize("arguments", [("--dry-run", "--user", "*"), ("--advise",)])
+def test_a_reader_that_leaves_early_is_no_fault(start, arguments):
+    process = start(*arguments)
+    process.stdout.close()
+    assert (process.wait(45), process.stderr.read()) == (0, "")
 
 
 def test_a_run_loads_neither_the_rules_of_the_checks_nor_what_other_commands_need(start):
@@ -306,6 +314,19 @@ def test_advice_runs_as_it_is_printed(start, ask):
         assert ask(setting, [name]) == [(["idle_session_timeout=300000ms"],)]
     finally:
         ask(stdout.replace(" SET idle_session_timeout = '300000ms'", " RESET idle_session_timeout"))
+
+
+@pytest.mark.parametrize("idle_for", ["30d", "0.0001s"])
+def test_advice_for_a_threshold_that_no_setting_takes_runs_as_well(start, ask, idle_for):
+    exit_code, stdout, stderr = start("--advise", "--idle-for", idle_for).end()
+    assert (exit_code, "= '0ms'" in stdout) == (0, False)
+    assert ("-- idle_session_timeout takes at most 24 days: 30 days need" in stdout) is (
+        idle_for == "30d"
+    )
+    try:
+        ask(stdout)
+    finally:
+        ask(re.sub(r" SET idle_session_timeout = '\w+'", " RESET idle_session_timeout", stdout))
 
 
 def test_help_says_that_it_terminates_and_names_every_option_of_the_page(start):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -17,13 +16,18 @@ from django.core.management.base import CommandError, CommandParser
 from conn_guard.checks import reaping_messages
 from conn_guard.conf import Settings
 from conn_guard.management import arguments, filters
-from conn_guard.management.streams import stopped_by_signals
+from conn_guard.management.streams import (
+    output_path,
+    reader_may_leave,
+    stopped_by_signals,
+    write_file,
+)
 from conn_guard.sessions.parallel import MOST_JOBS
 from conn_guard.sessions.policy import Policy
 from conn_guard.sessions.reaper import Reaper, RunOptions, reap_all
 from conn_guard.sessions.render.advice import render_advice, render_procedure
 from conn_guard.sessions.render.json import render_json
-from conn_guard.sessions.render.metrics import write_metrics
+from conn_guard.sessions.render.metrics import metrics_after
 from conn_guard.sessions.render.text import render_bar, render_failure, render_line, render_table
 from conn_guard.sessions.report import Exit, Report
 from conn_guard.sessions.stop import Stop
@@ -107,7 +111,7 @@ class Command(arguments.OneLineCommand):
         every = arguments.duration(options, "every")
         self._at_most = arguments.number(options, "max")
         self._jobs = arguments.number(options, "jobs", least=1)
-        metrics = _metrics_path(options)
+        metrics = output_path(options["metrics_file"], "--metrics-file")
         self._noted: set[str] = set()
         self._stderr_lock = threading.Lock()
         stop = Stop()
@@ -139,7 +143,8 @@ class Command(arguments.OneLineCommand):
                 for reaper in reapers:
                     policy, session = reaper.scope(), reaper.server().session
                     procedure = render_procedure(policy, version_num=session.version_num)
-                    self.stdout.write("\n".join([*render_advice(policy), "", *procedure]))
+                    with reader_may_leave(self.stdout):
+                        self.stdout.write("\n".join([*render_advice(policy), "", *procedure]))
                 return
             self._rounds(reapers, options, stop, every, metrics)
 
@@ -188,7 +193,7 @@ class Command(arguments.OneLineCommand):
 
     def _write(self, metrics: Path, reports: Sequence[Report], *, is_last: bool) -> None:
         try:
-            write_metrics(metrics, reports)
+            write_file(metrics, metrics_after(metrics, reports))
         except OSError as error:
             if is_last:
                 raise
@@ -203,6 +208,11 @@ class Command(arguments.OneLineCommand):
                 self._noted.add(note)
         if report.is_left_out:
             return
+        # The run goes on without its reader: the sessions of other aliases are still to be ended.
+        with reader_may_leave(self.stdout):
+            self._write_report(report, options)
+
+    def _write_report(self, report: Report, options: Mapping[str, Any]) -> None:
         if options["format"] == "json":
             self.stdout.write("\n".join(render_json(report)))
         elif report.failure is None or report.acted_on:
@@ -217,7 +227,6 @@ class Command(arguments.OneLineCommand):
             ):
                 self.stdout.write(line)
             self.stdout.write(render_line(report), paint)
-        self.stdout.flush()
 
     def _tell(self, line: str) -> None:
         with self._stderr_lock:  # the threads of several aliases tell of their logins
@@ -246,18 +255,6 @@ def _cut_short(signum: int, reapers: Sequence[Reaper], reports: Sequence[Report]
     left = len(reapers) - len(reports)
     name = signal.Signals(signum).name
     return f"Stopped by {name}: {left} of {len(reapers)} aliases were not reaped."
-
-
-def _metrics_path(options: Mapping[str, Any]) -> Path | None:
-    if options["metrics_file"] is None:
-        return None
-    path = Path(options["metrics_file"])
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise arguments.wrong(
-            f"--metrics-file: {str(path)!r} can't be written: its folder has to exist and be"
-            " writable."
-        )
-    return path
 
 
 def _warnings(policy: Policy, aliases: Sequence[str]) -> Iterator[str]:

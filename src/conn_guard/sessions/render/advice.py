@@ -10,6 +10,10 @@ from conn_guard.sessions.session import OWN_APPLICATIONS
 from conn_guard.text import sql_name
 
 
+LONGEST_TIMEOUT = timedelta(milliseconds=2**31 - 1)
+"""The longest timeout that a setting takes. Source: max_val of the two settings in pg_settings."""
+
+
 def render_advice(policy: Policy) -> list[str]:
     """Return the SQL by which the server does the work of *policy*, and when not to use it."""
     roles = (
@@ -22,9 +26,14 @@ def render_advice(policy: Policy) -> list[str]:
     if policy.idle_in_transaction_for is not None:
         timeouts["idle_in_transaction_session_timeout"] = policy.idle_in_transaction_for
     settings = [
-        f"ALTER ROLE {role}{where} SET {name} = '{round(timeout.total_seconds() * 1000)}ms';"
+        f"ALTER ROLE {role}{where} SET {name} = '{_milliseconds(timeout)}ms';"
         for role in roles
         for name, timeout in timeouts.items()
+        if timeout <= LONGEST_TIMEOUT
+    ] + [
+        f"-- {name} takes at most 24 days: {timeout.days} days need the procedure below."
+        for name, timeout in timeouts.items()
+        if timeout > LONGEST_TIMEOUT
     ]
     return [
         "-- The server can end idle sessions itself, without a race and without a reaper's slot:",
@@ -203,6 +212,10 @@ def _pattern(glob: str) -> str:
         else:
             found += each if each.isalnum() else f"\\{each}"
     return found
+
+
+def _milliseconds(timeout: timedelta) -> int:
+    return max(1, round(timeout.total_seconds() * 1000))  # 0 would switch the setting off
 
 
 def _interval(duration: timedelta | None) -> str:
