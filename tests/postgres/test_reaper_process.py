@@ -317,6 +317,12 @@ def test_advice_runs_as_it_is_printed(start, ask):
         ask(stdout.replace(" SET idle_session_timeout = '300000ms'", " RESET idle_session_timeout"))
 
 
+def test_advice_ends_with_the_number_of_the_signal(start):
+    process = start("--advise", PORT="1")
+    assert "can't log in yet" in process.stderr.readline()
+    assert process.end(signal.SIGTERM) == (143, "", "CommandError: Stopped by SIGTERM.\n")
+
+
 @pytest.mark.parametrize("idle_for", ["30d", "0.0001s"])
 def test_advice_for_a_threshold_that_no_setting_takes_runs_as_well(start, ask, idle_for):
     exit_code, stdout, stderr = start("--advise", "--idle-for", idle_for).end()

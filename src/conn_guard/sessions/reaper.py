@@ -367,13 +367,14 @@ def _refuse_blind(server: Server, alias: str, sessions: Sequence[Session], polic
 
 def _scope_number(policy: Policy) -> int:
     """Return a number that is equal for two reapers which choose sessions by the same filters."""
-    networks = [str(network) for network in (*policy.clients, None, *policy.excluded_clients)]
     names = (
         policy.users or (policy.login_role,),
-        policy.any_database,
         policy.applications,
-        policy.excluded_applications,
+        policy.clients,
         policy.excluded_users,
-        networks,
+        policy.excluded_applications,
+        policy.excluded_clients,
     )
-    return int.from_bytes(hashlib.sha256(repr(names).encode()).digest()[:4], "big", signed=True)
+    # The order in which they were given changes nothing.
+    text = repr((policy.any_database, [sorted(set(map(str, each))) for each in names]))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big", signed=True)

@@ -29,7 +29,7 @@ from conn_guard.sessions.render.advice import render_advice, render_procedure
 from conn_guard.sessions.render.json import render_json
 from conn_guard.sessions.render.metrics import metrics_after
 from conn_guard.sessions.render.text import render_bar, render_failure, render_line, render_table
-from conn_guard.sessions.report import Exit, Report
+from conn_guard.sessions.report import Exit, Report, RunError
 from conn_guard.sessions.stop import Stop
 from conn_guard.text import duration, one_line
 
@@ -140,13 +140,35 @@ class Command(arguments.OneLineCommand):
             for reaper in reapers:
                 stack.enter_context(reaper)
             if options["advise"]:
-                for reaper in reapers:
-                    policy, session = reaper.scope(), reaper.server().session
-                    procedure = render_procedure(policy, version_num=session.version_num)
-                    with reader_may_leave(self.stdout):
-                        self.stdout.write("\n".join([*render_advice(policy), "", *procedure]))
+                self._advise(reapers, stop)
                 return
             self._rounds(reapers, options, stop, every, metrics)
+
+    def _advise(self, reapers: Sequence[Reaper], stop: Stop) -> None:
+        faults: list[tuple[int, str]] = []
+        for reaper in reapers:
+            if stop.signum is not None:
+                break
+            try:
+                policy, session = reaper.scope(), reaper.server().session
+            except RunError as error:
+                faults.append((error.exit_code, str(error)))
+                continue
+            procedure = render_procedure(policy, version_num=session.version_num)
+            with reader_may_leave(self.stdout):
+                self.stdout.write("\n".join([*render_advice(policy), "", *procedure]))
+        if stop.signum is not None:
+            name = signal.Signals(stop.signum).name
+            faults = [(128 + stop.signum, f"Stopped by {name}.")]
+        self._fail(sorted(faults))
+
+    def _fail(self, faults: Sequence[tuple[int, str]]) -> None:
+        """Tell *faults*, an exit code and a line each, and raise the last; none is no failure."""
+        for _, line in faults[:-1]:
+            self._tell(line)
+        if faults:
+            code, line = faults[-1]
+            raise CommandError(one_line(line), returncode=code)
 
     def _rounds(
         self,
@@ -176,11 +198,8 @@ class Command(arguments.OneLineCommand):
             if every is None and stop.signum is not None and len(reports) < len(reapers):
                 faults.append((128 + stop.signum, _cut_short(stop.signum, reapers, reports)))
             is_final = is_first and any(code in (Exit.USAGE, Exit.BLIND) for code, _ in faults)
-            if faults and (every is None or is_final):
-                for _, line in faults[:-1]:
-                    self._tell(line)
-                code, line = faults[-1]
-                raise CommandError(line, returncode=code)
+            if every is None or is_final:
+                self._fail(faults)
             for _, line in faults:
                 self._tell(line)
             if every is None:
