@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import connections
 
 from conn_guard.sessions.login import LOG_IN_FOR
@@ -170,6 +171,18 @@ def test_a_wrong_call_is_one_line_and_exit_2(start, arguments, line):
     assert (exit_code, stdout) == (2, "")
     assert stderr.startswith(f"CommandError: {line}")
     assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("dsn", ["postgresql://app:s3cret@db/shop", "password='s3cret' host=db"])
+def test_an_address_in_the_wrong_place_is_not_repeated(start, dsn):
+    exit_code, stdout, stderr = start(dsn).end()
+    assert (exit_code, stdout) == (2, "")
+    assert stderr.startswith("CommandError: unrecognized arguments: ***")
+    assert "s3cret" not in stderr
+    for name in ("--idle-for", "--keep", "--client", "--when-above", "--format", "--wait"):
+        with pytest.raises(CommandError) as raised:
+            call_command("idle_reaper", f"{name}={dsn}")
+        assert (raised.value.returncode, "s3cret" in str(raised.value)) == (2, False)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from django.db import connections
 from conn_guard import conf
 from conn_guard.sessions.policy import ANY_USER, Network
 from conn_guard.sessions.report import Exit, RunError
-from conn_guard.text import one_line
+from conn_guard.text import masked, one_line
 
 
 class OneLineParser(CommandParser):
@@ -28,7 +28,7 @@ class OneLineParser(CommandParser):
     def error(self, message: str) -> NoReturn:
         """Print *message* in one line and exit with 2; raise it when called from Python."""
         if self.called_from_command_line:
-            self.exit(Exit.USAGE, f"CommandError: {one_line(message)}\n")
+            self.exit(Exit.USAGE, f"CommandError: {one_line(masked(message))}\n")
         raise wrong(message)
 
 
@@ -64,8 +64,8 @@ class OneLineCommand(BaseCommand):
 
 
 def wrong(message: str) -> CommandError:
-    """Return the error for a wrong call of a command."""
-    return CommandError(one_line(message), returncode=Exit.USAGE)
+    """Return the error for a wrong call of a command; a DSN in the wrong place isn't repeated."""
+    return CommandError(one_line(masked(message)), returncode=Exit.USAGE)
 
 
 def settings() -> conf.Settings:

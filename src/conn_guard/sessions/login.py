@@ -21,7 +21,7 @@ from conn_guard.sessions.refused import advice
 from conn_guard.sessions.report import Exit, RunError
 from conn_guard.sessions.session import REAPER_APPLICATION
 from conn_guard.sessions.stop import Stop
-from conn_guard.text import one_line
+from conn_guard.text import masked, one_line
 
 logger = logging.getLogger("conn_guard.postgres")
 
@@ -384,7 +384,7 @@ class Login:
         alias, earlier = self._alias, self._earlier
         cures = advice(
             self._said,
-            roles=self._users or (connections.settings[alias].get("USER") or "ROLE",),
+            roles=[*map(masked, self._users)] or [connections.settings[alias].get("USER") or "ROLE"],
             aliases=list(_of_same_server(alias)),
             version_num=earlier.version_num if earlier else None,
             is_superuser=earlier.is_superuser if earlier else None,
