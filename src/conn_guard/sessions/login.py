@@ -382,9 +382,10 @@ class Login:
 
     def _refusal(self) -> RunError:
         alias, earlier = self._alias, self._earlier
+        roles = self._users or (connections.settings[alias].get("USER") or "ROLE",)
         cures = advice(
             self._said,
-            roles=[*map(masked, self._users)] or [connections.settings[alias].get("USER") or "ROLE"],
+            roles=list(map(masked, roles)),
             aliases=list(_of_same_server(alias)),
             version_num=earlier.version_num if earlier else None,
             is_superuser=earlier.is_superuser if earlier else None,

@@ -9,7 +9,6 @@ from conn_guard.sessions.policy import ANY_USER, Policy
 from conn_guard.sessions.session import OWN_APPLICATIONS
 from conn_guard.text import sql_name
 
-
 LONGEST_TIMEOUT = timedelta(milliseconds=2**31 - 1)
 """The longest timeout that a setting takes. Source: max_val of the two settings in pg_settings."""
 
