@@ -338,7 +338,7 @@ def test_advice_ends_with_the_number_of_the_signal(start):
 
 @pytest.mark.parametrize("idle_for", ["30d", "0.0001s"])
 def test_advice_for_a_threshold_that_no_setting_takes_runs_as_well(start, ask, idle_for):
-    exit_code, stdout, stderr = start("--advise", "--idle-for", idle_for).end()
+    exit_code, stdout, _ = start("--advise", "--idle-for", idle_for).end()
     assert (exit_code, "= '0ms'" in stdout) == (0, False)
     assert ("-- idle_session_timeout takes at most 24 days: 30 days need" in stdout) is (
         idle_for == "30d"
