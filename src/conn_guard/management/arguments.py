@@ -37,6 +37,9 @@ class OneLineCommand(BaseCommand):
 
     requires_system_checks: list[str] = []  # noqa: RUF012 - Django's own spelling
 
+    reads_project = True
+    """False for conn-guard, which has neither aliases nor CONN_GUARD."""
+
     def before_login(self) -> None:
         """Look for a server before a run that doesn't wait for one; may end the process."""
 

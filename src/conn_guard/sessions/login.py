@@ -300,11 +300,13 @@ class Login:
         earlier: OwnSession | None = None,
         application_name: str = REAPER_APPLICATION,
         users: Sequence[str] = (),
+        in_project: bool = True,
     ) -> None:
         """*connect_for* is LOG_IN_FOR unless given, and begins with the first try; 0 is one try.
 
         *earlier* is a closed session of the same alias, which knows the server's version and
         whether the role is a superuser. *users* are the roles in scope, if others than the alias's.
+        *in_project* says that errors may advise aliases and CONN_GUARD.
         """
         self._alias = alias
         self._pooled = pooled
@@ -314,6 +316,7 @@ class Login:
         self._earlier = earlier
         self._application_name = application_name
         self._users = users
+        self._in_project = in_project
         self._until: float | None = None
         self._said = ""
 
@@ -338,7 +341,8 @@ class Login:
                 give_up_after_s=self._give_up_after_s,
             )
         except PooledError:
-            raise RunError(Exit.USAGE, _pooled(alias)) from None
+            pooled = _pooled(alias) if self._in_project else POOLED_DSN
+            raise RunError(Exit.USAGE, pooled) from None
         except TooOldError:
             raise RunError(
                 Exit.USAGE, f"The server of {alias!r} is older than PostgreSQL 14."
@@ -389,6 +393,7 @@ class Login:
             aliases=list(_of_same_server(alias)),
             version_num=earlier.version_num if earlier else None,
             is_superuser=earlier.is_superuser if earlier else None,
+            command="idle_reaper" if self._in_project else "conn-guard reap",
         )
         separator = "" if self._said.endswith((".", "!", "?")) else "."
         message = f"{alias}: can't connect: {self._said}{separator} {cures}"
@@ -422,6 +427,12 @@ def _server(settings: Mapping[str, Any]) -> tuple[Any, ...]:
     options = settings.get("OPTIONS") or {}
     named_in_options = (options.get(key) for key in ("service", "host", "hostaddr", "port"))
     return (settings.get("HOST"), str(settings.get("PORT") or ""), *named_in_options)
+
+
+POOLED_DSN = (
+    "A pooler stands between conn-guard and the server, so its sessions can't be told apart. Name"
+    " the server's own host and port, with --dsn or DATABASE_URL."
+)
 
 
 def _pooled(alias: str) -> str:

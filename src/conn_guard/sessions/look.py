@@ -72,6 +72,7 @@ class Observer(ServerClient):
         stop: Stop | None = None,
         tell: Callable[[str], None] | None = None,
         connect_for: timedelta | None = None,
+        in_project: bool = True,
     ) -> None:
         """*pooled* says that the project declared a pooler in session mode; *tell* gets lines.
 
@@ -85,6 +86,7 @@ class Observer(ServerClient):
             tell=tell,
             connect_for=connect_for,
             users=policy.users,
+            in_project=in_project,
         )
         self._policy = policy
 

@@ -48,6 +48,8 @@ class RunOptions:
     connect_for: timedelta | None = None
     """How long a login that fails is tried again; None: LOG_IN_FOR."""
     skips_standbys: bool = False
+    in_project: bool = True
+    """Errors may advise aliases and CONN_GUARD."""
 
 
 class Budget:
@@ -104,6 +106,7 @@ class Reaper(ServerClient):
             tell=tell,
             connect_for=options.connect_for,
             users=policy.users,
+            in_project=options.in_project,
         )
         self._policy = policy
         self._options = options

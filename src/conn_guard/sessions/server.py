@@ -254,11 +254,13 @@ class ServerClient:
         tell: Callable[[str], None] | None,
         connect_for: timedelta | None = None,
         users: Sequence[str] = (),
+        in_project: bool = True,
     ) -> None:
         """*pooled* says that the project declared a pooler in session mode; *tell* gets lines.
 
         Only a login that fails is told, and one that keeps failing once. *connect_for* limits how
         long it is tried again. *users* are the roles in scope, if others than the alias's.
+        *in_project* says that errors may advise aliases and CONN_GUARD.
         """
         self.alias = alias
         self._pooled = pooled
@@ -267,6 +269,7 @@ class ServerClient:
         self._tell = tell or (lambda line: None)
         self._connect_for = connect_for
         self._users = users
+        self._in_project = in_project
         self._login: Login | None = None
         self._refused: Exception | None = None
         self._server: Server | None = None
@@ -303,6 +306,7 @@ class ServerClient:
                 earlier=self._earlier,
                 application_name=self._application_name,
                 users=self._users,
+                in_project=self._in_project,
             )
         try:
             session = self._login.attempt()

@@ -130,6 +130,7 @@ class Command(arguments.OneLineCommand):
                         pooled=settings.pooler.get(alias) == "session",
                         stop=stop,
                         tell=self._tell if options["verbosity"] else None,
+                        in_project=self.reads_project,
                     )
                 )
                 for alias in aliases

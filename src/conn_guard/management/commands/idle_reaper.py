@@ -119,7 +119,7 @@ class Command(arguments.OneLineCommand):
             Reaper(
                 alias,
                 policy,
-                _run_options(options, settings, alias),
+                self._run_options(options, settings, alias),
                 stop=stop,
                 # Several aliases would draw their bars over one another.
                 progress=self._progress if len(aliases) == 1 else None,
@@ -169,6 +169,20 @@ class Command(arguments.OneLineCommand):
         if faults:
             code, line = faults[-1]
             raise CommandError(one_line(line), returncode=code)
+
+    def _run_options(
+        self, options: Mapping[str, Any], settings: Settings, alias: str
+    ) -> RunOptions:
+        return RunOptions(
+            dry_run=options["dry_run"],
+            wait=arguments.duration(options, "wait", zero=True) or timedelta(0),
+            when_above=arguments.percent(options, "when_above"),
+            pooled=settings.pooler.get(alias) == "session",
+            repeats=options["every"] is not None,
+            connect_for=arguments.duration(options, "connect_for"),
+            skips_standbys=options["all_databases"],
+            in_project=self.reads_project,
+        )
 
     def _rounds(
         self,
@@ -256,18 +270,6 @@ class Command(arguments.OneLineCommand):
         if due > BAR_ABOVE and self.stderr.isatty():
             self.stderr.write(f"\r{render_bar(done, due)}", ending="" if done < due else "\r\x1b[K")
             self.stderr.flush()
-
-
-def _run_options(options: Mapping[str, Any], settings: Settings, alias: str) -> RunOptions:
-    return RunOptions(
-        dry_run=options["dry_run"],
-        wait=arguments.duration(options, "wait", zero=True) or timedelta(0),
-        when_above=arguments.percent(options, "when_above"),
-        pooled=settings.pooler.get(alias) == "session",
-        repeats=options["every"] is not None,
-        connect_for=arguments.duration(options, "connect_for"),
-        skips_standbys=options["all_databases"],
-    )
 
 
 def _cut_short(signum: int, reapers: Sequence[Reaper], reports: Sequence[Report]) -> str:
