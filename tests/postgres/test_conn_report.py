@@ -427,6 +427,17 @@ def test_a_leak_is_told_and_its_command_ends_it(server, monkeypatch):
     assert {run.fate(each) for each in sessions} == {("would_signal", None)}
 
 
+def test_the_unused_sessions_of_a_pool_are_no_leak(server, monkeypatch):
+    monkeypatch.setattr("conn_guard.sessions.meaning.QUIET_FOR", timedelta(0))
+    sessions = [server.session(application_name="pool") for _ in range(8)]
+    for each in sessions:
+        each.execute("SELECT set_config('TimeZone', 'UTC', false)")  # as Django does after a login
+    with server.alias():
+        told = report(*server.rested(*sessions))
+    assert told.group(application="pool")["last"] == "SELECT"
+    assert "leak" not in told.kinds()
+
+
 def test_the_settings_are_those_at_login_and_the_findings_those_of_the_checks(server):
     server.ask("ALTER ROLE app SET idle_session_timeout = '7s'")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -28,12 +28,15 @@ logger = logging.getLogger("conn_guard.report")
 # The text is read for its shape alone, and dropped. It is read as bytes: in a database with another
 # encoding, sessions have texts that the server can't convert and our driver can't decode. Doubled
 # backslashes are what the cast to bytea takes for one. The server keeps track_activity_query_size
-# bytes; a multi-byte character at the end may leave four of them unused.
+# bytes; a multi-byte character at the end may leave four of them unused. set_config is what Django
+# sends after a login: a session that ended with it was opened, by a pool for example, and not used.
 LAST_STATEMENTS = """
 SELECT a.pid,
        substring(replace(a.query, chr(92), repeat(chr(92), 2))::bytea FROM 1 FOR %(most)s)
            AS query,
        octet_length(a.query) >= s.setting::int - 5 AS is_cut,
+       a.query ~* '^[[:space:]]*select[[:space:]]+(pg_catalog[.])?set_config[[:space:]]*[(]'
+           AS is_unused,
        pg_encoding_to_char(d.encoding) AS encoding
 FROM pg_stat_activity a LEFT JOIN pg_database d ON d.oid = a.datid, pg_settings s
 WHERE a.backend_type = 'client backend' AND s.name = 'track_activity_query_size'
@@ -123,10 +126,12 @@ class Observer(ServerClient):
             return replace(snapshot, mirror_of=first, notes=[note])
         policy = scope(session, self.alias, self._policy)
         sessions = server.list_sessions()
+        statements = session.rows(LAST_STATEMENTS, {"most": MOST_CHARACTERS + 1})
         lasts = {
             row["pid"]: shape(_decoded(row["query"], row["encoding"]), is_cut=row["is_cut"])
-            for row in session.rows(LAST_STATEMENTS, {"most": MOST_CHARACTERS + 1})
+            for row in statements
         }
+        unused = {row["pid"] for row in statements if row["is_unused"]}
         limits = server.limits()
         slots = nearest_limit(sessions, policy, limits)
         refusal, rights = missing_rights(sessions, policy)
@@ -144,7 +149,7 @@ class Observer(ServerClient):
             server_version=f"{session.version_num // 10000}.{session.version_num % 10000}",
             observed_at=max((each.observed_at for each in sessions), default=None),
             policy=policy,
-            rows=list(_rows(sessions, policy, verdicts, lasts, self._blocked(session))),
+            rows=list(_rows(sessions, policy, verdicts, lasts, unused, self._blocked(session))),
             census=by_state(sessions),
             limits=limits,
             slots=slots,
@@ -193,6 +198,7 @@ def _rows(
     policy: Policy,
     verdicts: Mapping[int, Verdict],
     lasts: Mapping[int, str],
+    unused: Collection[int],
     blocked: Mapping[int, tuple[int, ...]],
 ) -> Iterator[Row]:
     for session in sessions:
@@ -201,5 +207,6 @@ def _rows(
                 session=session,
                 verdict=verdicts.get(session.pid),
                 last=lasts.get(session.pid, ""),
+                is_unused=session.pid in unused,
                 blocked_by=blocked.get(session.pid, ()),
             )

@@ -245,6 +245,7 @@ def looks_leaked(row: Row) -> bool:
         and row.used_for is not None
         and row.used_for <= ONE_REQUEST
         and session.in_state_for >= QUIET_FOR
+        and not row.is_unused
         and row.last.partition(" ")[0] not in ("", "LISTEN", "FETCH", "DECLARE")
         and not session.holds_advisory_lock
     )
