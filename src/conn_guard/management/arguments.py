@@ -7,8 +7,10 @@ idle_for=timedelta(minutes=5))`` works like the command line.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from io import TextIOWrapper
 from ipaddress import ip_network
 from typing import Any, NoReturn
 
@@ -51,8 +53,12 @@ class OneLineCommand(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run; every failure is a CommandError whose returncode is the exit code."""
+        as_html = options.get("format") == "html"
         try:
-            self.run(options)
+            with _any_character(
+                self.stdout, "xmlcharrefreplace" if as_html else "backslashreplace"
+            ):
+                self.run(options)
         except CommandError:
             raise
         except RunError as error:
@@ -64,6 +70,21 @@ class OneLineCommand(BaseCommand):
     def run(self, options: Mapping[str, Any]) -> None:
         """Do the work of the command. Raises CommandError and RunError for what it expects."""
         raise NotImplementedError
+
+
+@contextmanager
+def _any_character(stream: Any, errors: str) -> Iterator[None]:
+    """Let *stream* write characters that its encoding lacks, such as ``≤``, by *errors*."""
+    out = getattr(stream, "_out", None)
+    if not isinstance(out, TextIOWrapper) or out.errors != "strict":
+        yield
+        return
+    out.reconfigure(errors=errors)
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):
+            out.reconfigure(errors="strict")
 
 
 def wrong(message: str) -> CommandError:
