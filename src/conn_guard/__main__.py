@@ -6,11 +6,11 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from django.conf import settings
 from django.core.management import load_command_class
-from django.core.management.base import BaseCommand
 
 from conn_guard import __version__
 from conn_guard.management.arguments import OneLineParser
@@ -42,6 +42,7 @@ COMMANDS = {
 }
 # The parser's message would show the argument, and the password in it.
 _DSN = re.compile(r"[a-z+]+://|.*\bpassword\s*=", re.IGNORECASE)
+_ADDRESSES = ("DATABASE_URL", "PGHOST", "PGHOSTADDR", "PGSERVICE")
 USAGE_ERROR = 2
 UNREACHABLE = 5
 """The exit codes of conn_guard.sessions.report.Exit, which loads what a mistake doesn't need."""
@@ -78,9 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _configure(known.dsn, os.environ)
     elif known.dsn is not None:
         _fail("lint reads files and no server. Leave --dsn out.")
+    door = _command(command)
+    if known.dsn is None and not any(map(os.environ.get, _ADDRESSES)):
+        door.before_login = partial(_refuse_no_server, name)
     if name == "check" and not {"-h", "--help"}.intersection(options):
+        door.before_login()
         _refuse_silence()
-    _command(command).run_from_argv(["conn-guard", name, *more, *options])
+    door.run_from_argv(["conn-guard", name, *more, *options])
 
 
 def _configure(dsn: str | None, environ: Mapping[str, str]) -> None:
@@ -109,12 +114,27 @@ def _configure(dsn: str | None, environ: Mapping[str, str]) -> None:
     django.setup()
 
 
-def _command(name: str) -> BaseCommand:
+def _command(name: str) -> Any:
     """Return the command *name*, which shows commands as they are typed here."""
     command: Any = load_command_class("django.core" if name == "check" else "conn_guard", name)
+    command.before_login = lambda: None
     command.idle_reaper = "conn-guard reap"
     command.reads_project = False
-    return command  # type: ignore[no-any-return]
+    return command
+
+
+def _refuse_no_server(name: str) -> None:
+    """End with exit code 5 if no server answers where libpq looks without an address."""
+    try:
+        from psycopg import pq
+    except ImportError:  # psycopg2 can't ask: the command tries to log in for a while
+        return
+    if pq.PGconn.ping(b"connect_timeout=2") == pq.Ping.NO_RESPONSE:
+        _fail(
+            "No server is named, and none answers on this machine. Name one: conn-guard"
+            f" {name} --dsn postgresql://USER@HOST:PORT/DATABASE, or set DATABASE_URL or PGHOST.",
+            UNREACHABLE,
+        )
 
 
 def _explain(ids: Sequence[str]) -> None:

@@ -22,6 +22,16 @@ def printable(name: str) -> str:
     )
 
 
+def masked(text: str) -> str:
+    """Return *text* with each URL that has a user, and each password of a DSN, as ``***``."""
+    return _WITH_PASSWORD.sub("***", text)
+
+
+_WITH_PASSWORD = re.compile(
+    r"[a-z][a-z0-9+.-]*://[^\s'\"]*@[^\s'\"]*|\bpassword\s*=\s*('[^']*'|[^\s'\"]+)", re.IGNORECASE
+)
+
+
 def sql_name(name: str) -> str:
     """Return the name of a role or a database as SQL writes it."""
     is_plain = re.fullmatch(r"[a-z_][a-z0-9_]*", name)

@@ -95,6 +95,12 @@ def test_a_server_without_sessions_has_no_table():
     assert lines[-1] == "-  0 of 97 slots are taken, and no application looks leaky."
 
 
+def test_one_slot_is_taken():
+    rows = [row(state=State.ACTIVE)]
+    (fine,) = meanings(look(*rows))
+    assert fine.sentence == "1 of 97 slots is taken, and no application looks leaky."
+
+
 def test_small_groups_are_one_line_unless_asked_for():
     many = look(*(row(pid=number, application_name=f"app{number}") for number in range(40)))
     assert "and 10 sessions in 10 smaller groups: -v 2 shows them" in render_report(many, [])

@@ -53,6 +53,7 @@ def test_many_sessions_that_served_one_request_each_are_a_leak():
         LEAK[:4],
         [leaked(number, idle_for=9 * SECONDS) for number in range(8)],  # still in a request
         [leaked(number, last=f"SELECT t{number}") for number in range(8)],  # a pool's sessions
+        [leaked(number, last=f"SELECT t{number % 5}") for number in range(20)],
         [leaked(number, last="LISTEN") for number in range(8)],
         [leaked(number, last="") for number in range(8)],
         [leaked(number, holds_advisory_lock=True) for number in range(8)],
@@ -64,6 +65,21 @@ def test_many_sessions_that_served_one_request_each_are_a_leak():
 )
 def test_other_sessions_are_no_leak(rows):
     assert "leak" not in kinds(look(*rows))
+
+
+def test_leaks_that_ended_with_several_statements_are_told_together():
+    rows = [leaked(number, last=f"SELECT t{number % 4}") for number in range(24)]
+    others = [leaked(100 + number, last=f"COMMIT {number}") for number in range(9)]
+    assert the("leak", look(*rows, *others)).sentence.endswith(
+        "; 6 of them ended with SELECT t0, 6 with SELECT t1, 6 with SELECT t2 and 6 with others."
+    )
+    assert the("leak", look(*rows, *others)).sentence.startswith("24 sessions of shop:server ")
+
+
+def test_a_leak_is_told_beside_the_sessions_of_a_pool_with_its_name():
+    pool = [leaked(number, last=f"SELECT t{number}") for number in range(20)]
+    leak = [leaked(100 + number, last="SELECT auth_user") for number in range(15)]
+    assert "15 sessions of shop:server" in the("leak", look(*pool, *leak)).sentence
 
 
 def test_a_young_leak_is_told_with_a_threshold_that_ends_it():

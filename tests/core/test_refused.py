@@ -16,7 +16,7 @@ REFUSED = "connection refused"
 
 @pytest.mark.parametrize("said", [RESERVED, UNRESERVED])
 def test_a_server_without_slots_gets_what_helps_at_once_before_what_prevents_it(said):
-    assert advice(said, role="shop", aliases=[], version_num=None, is_superuser=None) == (
+    assert advice(said, roles=["shop"], aliases=[], version_num=None, is_superuser=None) == (
         "Every slot is taken. Now: run idle_reaper --user shop with the superuser's DATABASE_URL;"
         " or kill -TERM one backend that ps shows as idle on the database's host; or restart one"
         f" worker of the application. To prevent it: {RESERVE}. More: docs/how-to/no-slot-left.md"
@@ -24,20 +24,25 @@ def test_a_server_without_slots_gets_what_helps_at_once_before_what_prevents_it(
 
 
 def test_an_unknown_reason_gets_the_settings_to_check_first():
-    text = advice(REFUSED, role="shop", aliases=[], version_num=None, is_superuser=None)
+    text = advice(REFUSED, roles=["shop"], aliases=[], version_num=None, is_superuser=None)
     assert text.startswith(
         "Check HOST, PORT, USER and PASSWORD. If every slot is taken, now: run idle_reaper --user"
     )
 
 
 def test_another_alias_of_the_server_is_named_first():
-    text = advice(RESERVED, role="Shop 1", aliases=["bo ss"], version_num=None, is_superuser=None)
+    text = advice(
+        RESERVED, roles=["Shop 1"], aliases=["bo ss"], version_num=None, is_superuser=None
+    )
     assert "Now: run idle_reaper --database 'bo ss' --user 'Shop 1' --any-database; or run" in text
 
 
-def test_without_a_known_role_a_place_for_it_is_left():
-    text = advice(RESERVED, role="", aliases=[], version_num=None, is_superuser=None)
-    assert "idle_reaper --user ROLE with" in text
+def test_each_role_whose_sessions_were_to_be_judged_is_named():
+    text = advice(
+        RESERVED, roles=["shop", "*"], aliases=["boss"], version_num=None, is_superuser=None
+    )
+    assert "run idle_reaper --database boss --user shop --user '*' --any-database; or" in text
+    assert "run idle_reaper --user shop --user '*' with the superuser's" in text
 
 
 @pytest.mark.parametrize(
@@ -51,6 +56,6 @@ def test_without_a_known_role_a_place_for_it_is_left():
     ],
 )
 def test_the_cure_is_that_of_the_servers_version_and_role(said, version_num, is_superuser, cure):
-    text = advice(said, role="a", aliases=[], version_num=version_num, is_superuser=is_superuser)
+    text = advice(said, roles=["a"], aliases=[], version_num=version_num, is_superuser=is_superuser)
     assert f" To prevent it: {cure}" in text
     assert ("the superuser's DATABASE_URL" in text) is not bool(is_superuser)

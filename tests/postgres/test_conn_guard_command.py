@@ -17,6 +17,7 @@ import pytest
 from conn_guard.__main__ import COMMANDS
 from conn_guard.management.commands import idle_reaper
 from conn_guard.management.dsn import alias_settings
+from tests.support import programs
 from tests.support.own_server import OwnServer
 
 VARIABLES = ("PG", "DATABASE_URL", "DJANGO_SETTINGS_MODULE", "CONN_GUARD")
@@ -27,7 +28,9 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 def conn_guard(tmp_path) -> Run:
     """Return a function that runs the command with *environment* and none of its variables set."""
 
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, timeout: float = 60, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(VARIABLES)
         }
@@ -38,7 +41,7 @@ def conn_guard(tmp_path) -> Run:
             env={**inherited, "PYTHONPATH": path, **environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=timeout,
             check=False,
         )
 
@@ -119,6 +122,47 @@ def test_check_fails_where_the_server_cannot_be_asked(conn_guard, server):
     assert (done.returncode, done.stdout) == (5, "")
     assert re.fullmatch(r"CommandError: default: can't connect: .*\n", done.stderr)
     assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["report", "reap", "advise", "check"])
+def test_without_an_address_and_a_server_the_address_is_asked_for_at_once(conn_guard, command):
+    pytest.importorskip("psycopg", reason="psycopg2 can't ask whether a server is there")
+    # No server can listen on port 1, where libpq looks on this machine.
+    done = conn_guard(command, PGPORT="1", PGUSER="app")
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr == (
+        "CommandError: No server is named, and none answers on this machine. Name one: conn-guard"
+        f" {command} --dsn postgresql://USER@HOST:PORT/DATABASE, or set DATABASE_URL or PGHOST.\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["report", "reap"])
+def test_errors_advise_what_there_is_without_a_project(conn_guard, command, server):
+    address = {"HOST": server.server.host, "PORT": server.server.port, "USER": "app"}
+    with programs.pgbouncer({**address, "PASSWORD": ""}, "transaction") as through:
+        done = conn_guard(
+            command, DATABASE_URL=f"postgresql://app@{through.host}:{through.port}/postgres"
+        )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "CommandError: A pooler stands between conn-guard and the server, so its sessions can't be"
+        " told apart. Name the server's own host and port, with --dsn or DATABASE_URL.\n"
+    )
+
+
+def test_a_login_that_fails_advises_conn_guard(conn_guard):
+    done = conn_guard("reap", "--connect-for", "0.1s", "--dsn", "postgresql://app@127.0.0.1:1/x")
+    assert done.returncode == 5
+    assert "now: run conn-guard reap --user app with the superuser's DATABASE_URL" in done.stderr
+    assert "or let conn-guard reap --every keep its one session open" in done.stderr
+    assert "idle_reaper" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("report", "--watch", "1s"), ("reap", "--every", "1s")])
+def test_a_run_that_stays_waits_for_the_server(conn_guard, arguments):
+    with pytest.raises(subprocess.TimeoutExpired) as ended:
+        conn_guard(*arguments, timeout=4, PGPORT="1")
+    assert "default: can't log in yet, trying for 30 s: " in ended.value.stderr.decode()
 
 
 @pytest.mark.parametrize("dsn", ["", "postgresql://app:secret@127.0.0.1/shop"])

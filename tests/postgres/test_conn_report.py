@@ -220,19 +220,53 @@ def test_the_last_statements_show_their_shape_and_no_more(server):
     assert by_last.group(last="SELECT stock", client="127.0.0.1")["sessions"] == 4
 
 
-def test_a_statement_in_another_encoding_has_a_shape(server):
-    server.ask("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
-    try:
-        session = server.session(dbname="latin", application_name="latin")
-        session.execute("SET client_encoding = 'LATIN1'")
-        session.execute("SELECT '\u00e9' FROM pg_class -- \u00e9 listen")
-        with server.alias():
-            told = report(*server.rested(session), "--any-database")
-        session.close()
-    finally:
-        until(lambda: not server.ask("SELECT 1 FROM pg_stat_activity WHERE datname = 'latin'"))
-        server.ask("DROP DATABASE latin")
-    assert told.group(application="latin")["last"] == "SELECT pg_class"
+@pytest.fixture
+def databases(server):
+    """Databases with encodings of their own, beside one in UTF-8."""
+    names = {"latin": "LATIN1", "win": "WIN1252", "euc": "EUC_JP"}
+    for name, encoding in names.items():
+        server.ask(f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0")
+    yield
+    server.clean()
+    for name in names:
+        server.ask(f"DROP DATABASE {name}")
+
+
+@pytest.mark.usefixtures("databases")
+@pytest.mark.parametrize("database", ["postgres", "latin", "win", "euc"])
+def test_statements_in_other_encodings_are_judged_and_have_a_shape(server, database):
+    statements = {
+        "shape": "SELECT '\u00e1\u00e9' FROM pg_class -- \\ \u00e9 listen",
+        "listener": "-- \u00e9\nLISTEN \u00e1",
+        "relation": 'SELECT 1 FROM pg_class AS "\u00c1"',
+    }
+    sessions = [
+        server.session(dbname=name, application_name=f"{name} {kind}", client_encoding=encoding)
+        for name, encoding in (("postgres", "UTF8"), ("latin", "LATIN1"))
+        for kind in statements
+    ]
+    for each in sessions:
+        each.execute(statements[each.application_name.split()[1]])
+    with server.alias(NAME=database):
+        arguments = (*server.rested(*sessions), "--any-database")
+        told, run = report(*arguments), reap(*arguments, "--dry-run")
+    assert (told.exit_code, run.exit_code) == (0, 0)
+    for each in sessions:
+        is_listener = "listener" in each.application_name
+        shown = told.group(application=each.application_name)
+        assert shown["last"] == ("LISTEN" if is_listener else "SELECT pg_class")
+        assert shown["spared"] == ({"listen": 1} if is_listener else {})
+        assert run.fate(each) == (("spared", "listen") if is_listener else ("would_signal", None))
+
+
+@pytest.mark.usefixtures("databases")
+def test_a_relation_is_named_in_the_encoding_of_its_database(server):
+    session = server.session(dbname="latin", client_encoding="LATIN1", application_name="named")
+    session.execute('CREATE TEMP TABLE "Gr\u00f6\u00dfe" (n int)')
+    session.execute('SELECT n FROM "Gr\u00f6\u00dfe"')
+    with server.alias():
+        told = report(*server.rested(session), "--any-database")
+    assert told.group(application="named")["last"] == 'SELECT "Gr\u00f6\u00dfe"'
 
 
 def test_a_server_that_does_not_tell_who_waits_is_reported_all_the_same(server, monkeypatch):
@@ -393,6 +427,17 @@ def test_a_leak_is_told_and_its_command_ends_it(server, monkeypatch):
     assert {run.fate(each) for each in sessions} == {("would_signal", None)}
 
 
+def test_the_unused_sessions_of_a_pool_are_no_leak(server, monkeypatch):
+    monkeypatch.setattr("conn_guard.sessions.meaning.QUIET_FOR", timedelta(0))
+    sessions = [server.session(application_name="pool") for _ in range(8)]
+    for each in sessions:
+        each.execute("SELECT set_config('TimeZone', 'UTC', false)")  # as Django does after a login
+    with server.alias():
+        told = report(*server.rested(*sessions))
+    assert told.group(application="pool")["last"] == "SELECT"
+    assert "leak" not in told.kinds()
+
+
 def test_the_settings_are_those_at_login_and_the_findings_those_of_the_checks(server):
     server.ask("ALTER ROLE app SET idle_session_timeout = '7s'")
     try:
@@ -430,8 +475,9 @@ def test_the_nearest_limit_is_named_and_may_fail_the_run(server):
         assert report("--database", "own", "--fail-above", "100%").exit_code == 0
     server.ask("ALTER DATABASE other CONNECTION LIMIT 1")
     with server.alias(NAME="other"):
-        told = report("--database", "own")
+        told = report("--database", "own", "--fail-above", "90")
     assert told.report["slots_limit"] == "database"
+    assert told.error == "own: ≤1 of 1 slots is taken (≤100%), above --fail-above 90."
     assert "slots_full" in told.kinds()
     server.ask("ALTER DATABASE other CONNECTION LIMIT -1")
 

@@ -84,6 +84,16 @@ def test_a_report_from_the_command_line(server, start):
     assert ended(start("-v", "0")) == (0, "", "")
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_output_that_lacks_a_character_shows_it_escaped(server, start, monkeypatch, encoding):
+    server.ask("SELECT 1")  # a session that is hidden from the role, so the slots are a bound
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    exit_code, stdout, stderr = ended(start())
+    assert (exit_code, "\\u22642/37 slots" in stdout, stderr) == (0, True, "")
+    exit_code, stdout, stderr = ended(start("--format", "html"))
+    assert (exit_code, "&#8804; 2 of 37" in stdout, stderr) == (0, True, "")
+
+
 def test_a_reader_that_leaves_early_is_no_fault(server, start):
     sessions = [server.session(application_name=f"shop{number}") for number in range(30)]
     assert sessions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import threading
 from datetime import timedelta
@@ -326,6 +327,31 @@ def test_metrics_are_those_of_the_report(session_factory, rested, tmp_path):
     )
     stamp = samples['conn_guard_reaper_last_success_timestamp_seconds{alias="default"}']
     assert stamp == samples['conn_guard_reaper_last_run_timestamp_seconds{alias="default"}']
+
+
+def test_metrics_go_through_a_link_and_into_a_pipe(tmp_path):
+    link, file, pipe = tmp_path / "link", tmp_path / "reaper.prom", tmp_path / "pipe"
+    link.symlink_to(file)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        reap("--dry-run", "--metrics-file", str(link))
+        reap("--dry-run", "--metrics-file", str(pipe))
+        read = os.read(reader, 65536).decode()
+    finally:
+        os.close(reader)
+    assert (link.is_symlink(), pipe.is_fifo()) == (True, True)
+    assert "conn_guard_server_slots_usable" in file.read_text()
+    assert "conn_guard_server_slots_usable" in read
+
+
+def test_metrics_that_can_not_be_moved_leave_nothing_behind(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fail)
+    run = reap("--dry-run", "--metrics-file", str(tmp_path / "reaper.prom"))
+    assert (run.exit_code, list(tmp_path.iterdir())) == (1, [])
 
 
 def test_metrics_of_a_dry_run_are_the_servers_and_leave_the_last_success_alone(

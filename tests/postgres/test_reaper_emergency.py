@@ -87,6 +87,16 @@ def test_the_applications_own_role_stays_outside_and_is_told_what_would_help(ser
 
 
 @pytest.mark.usefixtures("impatient")
+def test_the_roles_that_were_named_are_those_of_the_advice(server, fill):
+    fill()
+    with server.alias():
+        run = reap("--database", "own", "--user", "web", "--user", "O'Tool")
+    assert run.exit_code == 5
+    assert "run idle_reaper --user web --user 'O'\"'\"'Tool' with the superuser's" in run.error
+    assert "--user app" not in run.error
+
+
+@pytest.mark.usefixtures("impatient")
 def test_verbosity_0_tells_the_failure_alone(server, fill):
     fill()
     with server.alias():

@@ -84,6 +84,19 @@ def test_it_ends_the_sessions_that_a_dry_run_names(server, act):
     assert named == {idle.pid, young.pid, *([] if spares_temporary else [temporary.pid])}
 
 
+def test_it_spares_a_listener_in_a_database_with_another_encoding(server, act):
+    server.ask("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    listener, idle = (server.session(dbname="latin", client_encoding="LATIN1") for _ in range(2))
+    listener.execute("-- \u00e9\nLISTEN news")
+    idle.execute("SELECT '\u00e9' -- listen")
+    try:
+        named, ended = act([listener, idle], "--any-database")
+    finally:
+        server.clean()
+        server.ask("DROP DATABASE latin")
+    assert named == ended == {idle.pid}
+
+
 @pytest.mark.parametrize(
     "options",
     [

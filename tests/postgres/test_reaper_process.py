@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import connections
 
 from conn_guard.sessions.login import LOG_IN_FOR
@@ -97,6 +99,14 @@ def test_a_run_from_the_command_line(start, session_factory, application_name, a
     assert start("--application-name", application_name, "-v", "0").end() == (0, "", "")
 
 
+@pytest.mark.parametrize("arguments", [("--dry-run", "--user", "*"), ("--advise",)])
+def test_a_reader_that_leaves_early_is_no_fault(start, arguments):
+    process = start(*arguments)
+    process.stdout.close()
+    assert process.wait(45) == 0
+    assert "Error" not in process.stderr.read()
+
+
 def test_a_run_loads_neither_the_rules_of_the_checks_nor_what_other_commands_need(start):
     modules = "import atexit, sys; atexit.register(lambda: print(*sorted(sys.modules)))"
     exit_code, stdout, _ = start("-v", "0", "--dry-run", prelude=modules).end()
@@ -161,6 +171,18 @@ def test_a_wrong_call_is_one_line_and_exit_2(start, arguments, line):
     assert (exit_code, stdout) == (2, "")
     assert stderr.startswith(f"CommandError: {line}")
     assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("dsn", ["postgresql://app:s3cret@db/shop", "password='s3cret' host=db"])
+def test_an_address_in_the_wrong_place_is_not_repeated(start, dsn):
+    exit_code, stdout, stderr = start(dsn).end()
+    assert (exit_code, stdout) == (2, "")
+    assert stderr.startswith("CommandError: unrecognized arguments: ***")
+    assert "s3cret" not in stderr
+    for name in ("--idle-for", "--keep", "--client", "--when-above", "--format", "--wait"):
+        with pytest.raises(CommandError) as raised:
+            call_command("idle_reaper", f"{name}={dsn}")
+        assert (raised.value.returncode, "s3cret" in str(raised.value)) == (2, False)
 
 
 @pytest.mark.parametrize(
@@ -306,6 +328,25 @@ def test_advice_runs_as_it_is_printed(start, ask):
         assert ask(setting, [name]) == [(["idle_session_timeout=300000ms"],)]
     finally:
         ask(stdout.replace(" SET idle_session_timeout = '300000ms'", " RESET idle_session_timeout"))
+
+
+def test_advice_ends_with_the_number_of_the_signal(start):
+    process = start("--advise", PORT="1")
+    assert "can't log in yet" in process.stderr.readline()
+    assert process.end(signal.SIGTERM) == (143, "", "CommandError: Stopped by SIGTERM.\n")
+
+
+@pytest.mark.parametrize("idle_for", ["30d", "0.0001s"])
+def test_advice_for_a_threshold_that_no_setting_takes_runs_as_well(start, ask, idle_for):
+    exit_code, stdout, _ = start("--advise", "--idle-for", idle_for).end()
+    assert (exit_code, "= '0ms'" in stdout) == (0, False)
+    assert ("-- idle_session_timeout takes at most 24 days: 30 days need" in stdout) is (
+        idle_for == "30d"
+    )
+    try:
+        ask(stdout)
+    finally:
+        ask(re.sub(r" SET idle_session_timeout = '\w+'", " RESET idle_session_timeout", stdout))
 
 
 def test_help_says_that_it_terminates_and_names_every_option_of_the_page(start):

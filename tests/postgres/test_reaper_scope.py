@@ -142,6 +142,19 @@ def test_one_reaper_at_a_time_for_a_scope(
     assert reap(*rested()).fate(session) == ("signalled", None)
 
 
+@pytest.mark.usefixtures("rested")
+def test_the_order_of_the_filters_makes_no_other_scope(application_name):
+    names = (application_name, "other", application_name)
+    policy = Policy(idle_for=timedelta(hours=1), applications=names, users=("b", "a"))
+    with Reaper("default", policy, RunOptions(repeats=True)) as first:
+        assert first.reap().failure is None
+        options = {"application_name": ["other", application_name], "user": ["a", "b"]}
+        run = reap("--idle-for", "1h", "--wait", "0.1s", **options)
+        assert run.summary["status"] == "already_running"
+        run = reap("--idle-for", "1h", "--wait", "0.1s", exclude_user=options["user"])
+        assert run.summary["status"] == "done"
+
+
 def test_a_dry_run_takes_no_lock(rested, session_factory, application_name):
     session = session_factory()
     policy = Policy(idle_for=timedelta(hours=1), applications=(f"{application_name}*",))

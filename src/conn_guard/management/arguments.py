@@ -7,8 +7,10 @@ idle_for=timedelta(minutes=5))`` works like the command line.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from io import TextIOWrapper
 from ipaddress import ip_network
 from typing import Any, NoReturn
 
@@ -19,7 +21,7 @@ from django.db import connections
 from conn_guard import conf
 from conn_guard.sessions.policy import ANY_USER, Network
 from conn_guard.sessions.report import Exit, RunError
-from conn_guard.text import one_line
+from conn_guard.text import masked, one_line
 
 
 class OneLineParser(CommandParser):
@@ -28,7 +30,7 @@ class OneLineParser(CommandParser):
     def error(self, message: str) -> NoReturn:
         """Print *message* in one line and exit with 2; raise it when called from Python."""
         if self.called_from_command_line:
-            self.exit(Exit.USAGE, f"CommandError: {one_line(message)}\n")
+            self.exit(Exit.USAGE, f"CommandError: {one_line(masked(message))}\n")
         raise wrong(message)
 
 
@@ -36,6 +38,12 @@ class OneLineCommand(BaseCommand):
     """A command whose errors are one line; an error of another check doesn't stop it."""
 
     requires_system_checks: list[str] = []  # noqa: RUF012 - Django's own spelling
+
+    reads_project = True
+    """False for conn-guard, which has neither aliases nor CONN_GUARD."""
+
+    def before_login(self) -> None:
+        """Look for a server before a run that doesn't wait for one; may end the process."""
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         """Return Django's parser, with errors on one line."""
@@ -45,8 +53,12 @@ class OneLineCommand(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run; every failure is a CommandError whose returncode is the exit code."""
+        as_html = options.get("format") == "html"
         try:
-            self.run(options)
+            with _any_character(
+                self.stdout, "xmlcharrefreplace" if as_html else "backslashreplace"
+            ):
+                self.run(options)
         except CommandError:
             raise
         except RunError as error:
@@ -60,9 +72,24 @@ class OneLineCommand(BaseCommand):
         raise NotImplementedError
 
 
+@contextmanager
+def _any_character(stream: Any, errors: str) -> Iterator[None]:
+    """Let *stream* write characters that its encoding lacks, such as ``≤``, by *errors*."""
+    out = getattr(stream, "_out", None)
+    if not isinstance(out, TextIOWrapper) or out.errors != "strict":
+        yield
+        return
+    out.reconfigure(errors=errors)
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):
+            out.reconfigure(errors="strict")
+
+
 def wrong(message: str) -> CommandError:
-    """Return the error for a wrong call of a command."""
-    return CommandError(one_line(message), returncode=Exit.USAGE)
+    """Return the error for a wrong call of a command; a DSN in the wrong place isn't repeated."""
+    return CommandError(one_line(masked(message)), returncode=Exit.USAGE)
 
 
 def settings() -> conf.Settings:

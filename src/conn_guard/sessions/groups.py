@@ -24,6 +24,8 @@ class Row:
     """The reaper's judgement; None out of its scope, and where it would refuse to run."""
     last: str = ""
     """The shape of the last statement; "" where it is hidden or unknown."""
+    is_unused: bool = False
+    """The session ran nothing since it was set up after its login."""
     blocked_by: tuple[int, ...] = ()
     """The pids of the sessions that this one waits for."""
 

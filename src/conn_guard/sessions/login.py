@@ -21,7 +21,7 @@ from conn_guard.sessions.refused import advice
 from conn_guard.sessions.report import Exit, RunError
 from conn_guard.sessions.session import REAPER_APPLICATION
 from conn_guard.sessions.stop import Stop
-from conn_guard.text import one_line
+from conn_guard.text import masked, one_line
 
 logger = logging.getLogger("conn_guard.postgres")
 
@@ -37,9 +37,11 @@ BACKEND_PID = "SELECT pg_catalog.pg_backend_pid()"
 # search_path: our statements must call the catalogue's functions, never a user's of the same name.
 # role: ALTER ROLE ... SET role would hide the login role's own sessions. Timeouts: a reaper that
 # hangs would keep its lock. idle_session_timeout: --every must outlive the setting that we
-# recommend. force_generic_plan: the prepared statement is planned once.
+# recommend. force_generic_plan: the prepared statement is planned once. application_name: given at
+# login, a pooler's session would keep it after the refusal, and each reaper would spare it.
 SET_UP = """
 SELECT pg_catalog.set_config('search_path', 'pg_catalog', false),
+       pg_catalog.set_config('application_name', %(application_name)s, false),
        pg_catalog.set_config('role', 'none', false),
        pg_catalog.set_config('statement_timeout', '10s', false),
        pg_catalog.set_config('lock_timeout', '5s', false),
@@ -84,6 +86,8 @@ _NOT_LIBPQ = {
 _OUR_OPTIONS = {
     # Empty, not absent: without it libpq takes PGOPTIONS, and poolers refuse startup options.
     "options": "",
+    # The same for PGAPPNAME: SET_UP names the session.
+    "application_name": "",
     "connect_timeout": ONE_TRY_S,
     "keepalives": 1,
     "keepalives_idle": 30,
@@ -132,9 +136,7 @@ class Places:
             return self._first.setdefault(identity, alias)
 
 
-def own_settings(
-    settings: Mapping[str, Any], application_name: str = REAPER_APPLICATION
-) -> dict[str, Any]:
+def own_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the *settings* of an alias, changed for a session of our own."""
     given = settings.get("OPTIONS") or {}
     # libpq's keys are lower case; a third party's engine reads upper-case ones such as MAX_CONNS.
@@ -149,7 +151,7 @@ def own_settings(
         "CONN_MAX_AGE": 0,
         "CONN_HEALTH_CHECKS": False,
         "TIME_ZONE": None,
-        "OPTIONS": {**options, **_OUR_OPTIONS, "application_name": application_name},
+        "OPTIONS": {**options, **_OUR_OPTIONS},
     }
 
 
@@ -172,14 +174,14 @@ class OwnSession:
         errors.
         """
         self.alias = alias
-        self.connection = _connect(alias, application_name, give_up_after_s)
+        self.connection = _connect(alias, give_up_after_s)
         self._cursor: Any = None
         self._is_pooled = False
         try:
             self._refuse_pooler(pooled=pooled)
             if self.connection.pg_version < 140000:
                 raise TooOldError
-            self.row(SET_UP)
+            self.row(SET_UP, {"application_name": application_name})
             identity = self.row(IDENTITY)
             self.login_role: str = identity["login_role"]
             self.database: str = identity["database"]
@@ -265,14 +267,14 @@ def named_rows(cursor: Any) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
-def _connect(alias: str, application_name: str, give_up_after_s: int) -> Any:
+def _connect(alias: str, give_up_after_s: int) -> Any:
     """Return a connection by Django's own engine, in autocommit, on which nothing was sent yet.
 
     Django's first statements are left out: a time zone that is set before the check for a pooler
     would stay on the pooler's session. ``connection_created`` isn't sent: a project's receiver
     that runs ``SET ROLE`` would hide the sessions that we look for.
     """
-    settings = own_settings(connections.settings[alias], application_name)
+    settings = own_settings(connections.settings[alias])
     settings["OPTIONS"]["connect_timeout"] = give_up_after_s
     connection = load_backend("django.db.backends.postgresql").DatabaseWrapper(settings, alias)
     connection.inc_thread_sharing()  # with --every, each round may use it in another thread
@@ -297,11 +299,14 @@ class Login:
         connect_for: timedelta | None = None,
         earlier: OwnSession | None = None,
         application_name: str = REAPER_APPLICATION,
+        users: Sequence[str] = (),
+        in_project: bool = True,
     ) -> None:
         """*connect_for* is LOG_IN_FOR unless given, and begins with the first try; 0 is one try.
 
         *earlier* is a closed session of the same alias, which knows the server's version and
-        whether the role is a superuser.
+        whether the role is a superuser. *users* are the roles in scope, if others than the alias's.
+        *in_project* says that errors may advise aliases and CONN_GUARD.
         """
         self._alias = alias
         self._pooled = pooled
@@ -310,6 +315,8 @@ class Login:
         self._seconds = (LOG_IN_FOR if connect_for is None else connect_for).total_seconds()
         self._earlier = earlier
         self._application_name = application_name
+        self._users = users
+        self._in_project = in_project
         self._until: float | None = None
         self._said = ""
 
@@ -334,7 +341,8 @@ class Login:
                 give_up_after_s=self._give_up_after_s,
             )
         except PooledError:
-            raise RunError(Exit.USAGE, _pooled(alias)) from None
+            pooled = _pooled(alias) if self._in_project else POOLED_DSN
+            raise RunError(Exit.USAGE, pooled) from None
         except TooOldError:
             raise RunError(
                 Exit.USAGE, f"The server of {alias!r} is older than PostgreSQL 14."
@@ -378,12 +386,14 @@ class Login:
 
     def _refusal(self) -> RunError:
         alias, earlier = self._alias, self._earlier
+        roles = self._users or (connections.settings[alias].get("USER") or "ROLE",)
         cures = advice(
             self._said,
-            role=connections.settings[alias].get("USER") or "",
+            roles=list(map(masked, roles)),
             aliases=list(_of_same_server(alias)),
             version_num=earlier.version_num if earlier else None,
             is_superuser=earlier.is_superuser if earlier else None,
+            command="idle_reaper" if self._in_project else "conn-guard reap",
         )
         separator = "" if self._said.endswith((".", "!", "?")) else "."
         message = f"{alias}: can't connect: {self._said}{separator} {cures}"
@@ -417,6 +427,12 @@ def _server(settings: Mapping[str, Any]) -> tuple[Any, ...]:
     options = settings.get("OPTIONS") or {}
     named_in_options = (options.get(key) for key in ("service", "host", "hostaddr", "port"))
     return (settings.get("HOST"), str(settings.get("PORT") or ""), *named_in_options)
+
+
+POOLED_DSN = (
+    "A pooler stands between conn-guard and the server, so its sessions can't be told apart. Name"
+    " the server's own host and port, with --dsn or DATABASE_URL."
+)
 
 
 def _pooled(alias: str) -> str:

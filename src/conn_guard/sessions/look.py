@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -26,13 +26,19 @@ from conn_guard.sessions.stop import Stop
 logger = logging.getLogger("conn_guard.report")
 
 # The text is read for its shape alone, and dropped. It is read as bytes: in a database with another
-# encoding, sessions have texts that our driver can't decode. The server keeps
-# track_activity_query_size bytes; a multi-byte character at the end may leave four of them unused.
+# encoding, sessions have texts that the server can't convert and our driver can't decode. Doubled
+# backslashes are what the cast to bytea takes for one. The server keeps track_activity_query_size
+# bytes; a multi-byte character at the end may leave four of them unused. set_config is what Django
+# sends after a login: a session that ended with it was opened, by a pool for example, and not used.
 LAST_STATEMENTS = """
 SELECT a.pid,
-       substring(textsend(a.query) FROM 1 FOR %(most)s) AS query,
-       octet_length(a.query) >= s.setting::int - 5 AS is_cut
-FROM pg_stat_activity a, pg_settings s
+       substring(replace(a.query, chr(92), repeat(chr(92), 2))::bytea FROM 1 FOR %(most)s)
+           AS query,
+       octet_length(a.query) >= s.setting::int - 5 AS is_cut,
+       a.query ~* '^[[:space:]]*select[[:space:]]+(pg_catalog[.])?set_config[[:space:]]*[(]'
+           AS is_unused,
+       pg_encoding_to_char(d.encoding) AS encoding
+FROM pg_stat_activity a LEFT JOIN pg_database d ON d.oid = a.datid, pg_settings s
 WHERE a.backend_type = 'client backend' AND s.name = 'track_activity_query_size'
 """
 
@@ -69,6 +75,7 @@ class Observer(ServerClient):
         stop: Stop | None = None,
         tell: Callable[[str], None] | None = None,
         connect_for: timedelta | None = None,
+        in_project: bool = True,
     ) -> None:
         """*pooled* says that the project declared a pooler in session mode; *tell* gets lines.
 
@@ -81,6 +88,8 @@ class Observer(ServerClient):
             stop=stop,
             tell=tell,
             connect_for=connect_for,
+            users=policy.users,
+            in_project=in_project,
         )
         self._policy = policy
 
@@ -117,12 +126,12 @@ class Observer(ServerClient):
             return replace(snapshot, mirror_of=first, notes=[note])
         policy = scope(session, self.alias, self._policy)
         sessions = server.list_sessions()
+        statements = session.rows(LAST_STATEMENTS, {"most": MOST_CHARACTERS + 1})
         lasts = {
-            row["pid"]: shape(
-                bytes(row["query"] or b"").decode(errors="replace"), is_cut=row["is_cut"]
-            )
-            for row in session.rows(LAST_STATEMENTS, {"most": MOST_CHARACTERS + 1})
+            row["pid"]: shape(_decoded(row["query"], row["encoding"]), is_cut=row["is_cut"])
+            for row in statements
         }
+        unused = {row["pid"] for row in statements if row["is_unused"]}
         limits = server.limits()
         slots = nearest_limit(sessions, policy, limits)
         refusal, rights = missing_rights(sessions, policy)
@@ -140,7 +149,7 @@ class Observer(ServerClient):
             server_version=f"{session.version_num // 10000}.{session.version_num % 10000}",
             observed_at=max((each.observed_at for each in sessions), default=None),
             policy=policy,
-            rows=list(_rows(sessions, policy, verdicts, lasts, self._blocked(session))),
+            rows=list(_rows(sessions, policy, verdicts, lasts, unused, self._blocked(session))),
             census=by_state(sessions),
             limits=limits,
             slots=slots,
@@ -166,6 +175,15 @@ class Observer(ServerClient):
             return {}
 
 
+def _decoded(text: bytes | memoryview | None, encoding: str | None) -> str:
+    """Return a statement's *text*; *encoding* is its database's in PostgreSQL's words."""
+    read = bytes(text or b"")
+    try:
+        return read.decode((encoding or "UTF8").replace("WIN", "cp"), errors="replace")
+    except LookupError:  # an encoding that Python has by another name, or not at all
+        return read.decode(errors="replace")
+
+
 def look_at_all(observers: Sequence[Observer], *, stop: Stop) -> Iterator[Snapshot]:
     """Look once with each of *observers*, side by side, and yield the snapshots in their order.
 
@@ -180,6 +198,7 @@ def _rows(
     policy: Policy,
     verdicts: Mapping[int, Verdict],
     lasts: Mapping[int, str],
+    unused: Collection[int],
     blocked: Mapping[int, tuple[int, ...]],
 ) -> Iterator[Row]:
     for session in sessions:
@@ -188,5 +207,6 @@ def _rows(
                 session=session,
                 verdict=verdicts.get(session.pid),
                 last=lasts.get(session.pid, ""),
+                is_unused=session.pid in unused,
                 blocked_by=blocked.get(session.pid, ()),
             )

@@ -11,7 +11,7 @@ from enum import Enum
 from fnmatch import fnmatchcase
 
 from conn_guard.sessions.census import SHORTER
-from conn_guard.sessions.groups import Field, Row, Snapshot, grouped, is_in_transaction
+from conn_guard.sessions.groups import Field, Group, Row, Snapshot, grouped, is_in_transaction
 from conn_guard.sessions.policy import ANY_USER, Policy, matches
 from conn_guard.sessions.session import CLIENT_BACKEND, OWN_APPLICATIONS, State
 from conn_guard.text import duration, printable
@@ -25,6 +25,8 @@ QUIET_FOR = timedelta(seconds=10)
 """A session that was used more recently than this may be used again."""
 ONE_STATEMENT = 0.5
 """The share of leaked sessions that end with the same statement; a pool's sessions differ."""
+SEVERAL_STATEMENTS = 2 * LEAKED_SESSIONS
+"""Leaked sessions of several statements, LEAKED_SESSIONS or more of each, that are a leak too."""
 KEPT_SESSIONS = 3
 """Sessions of one application that are used again before a report calls them kept."""
 HELD_FOR = timedelta(seconds=5)
@@ -70,7 +72,8 @@ def meanings(
     found += _growth(snapshot, earlier, typed) if earlier else []
     if not found:
         slots = snapshot.slots
-        words = f"{slots.used} of {slots.total} slots are taken, and no application looks leaky."
+        are = "is" if slots.used == 1 else "are"
+        words = f"{slots.used} of {slots.total} slots {are} taken, and no application looks leaky."
         found = [Meaning(kind="fine", level=Level.NOTE, sentence=words)]
     order = list(Level)
     return sorted(found, key=lambda each: order.index(each.level))
@@ -197,23 +200,39 @@ def _role_limits(snapshot: Snapshot, typed: _Typed) -> Iterator[Meaning]:
 def _leaks(snapshot: Snapshot, typed: _Typed) -> Iterator[Meaning]:
     by = (Field.APPLICATION, Field.USER, Field.DATABASE)
     for group in grouped(filter(looks_leaked, snapshot.rows), by):
-        last, count = group.lasts[0] if group.lasts else ("", 0)
-        if len(group) < LEAKED_SESSIONS or count < ONE_STATEMENT * len(group):
+        rows, ended = _leaked_together(group)
+        if len(rows) < LEAKED_SESSIONS:
             continue
-        rests = sorted(each.session.in_state_for for each in group.rows)
-        used = max(each.used_for or timedelta(0) for each in group.rows)
+        rests = sorted(each.session.in_state_for for each in rows)
+        used = max(each.used_for or timedelta(0) for each in rows)
         used = max(used, timedelta(seconds=0.1))  # the shortest time that is shown
-        same = "each" if count == len(group) else f"{count} of them"
         yield Meaning(
             kind="leak",
             level=Level.ALARM,
             sentence=(
-                f"{len(group)} sessions of {_owner(group.key)} look like a leak: each was used for"
+                f"{len(rows)} sessions of {_owner(group.key)} look like a leak: each was used for"
                 f" at most {_duration(used)} and is idle for {_span(rests[0], rests[-1])};"
-                f" {same} ended with {last}."
+                f" {ended}."
             ),
             command=typed.reaper(group=group.key, idle_for=_threshold(rests, typed.policy)),
         )
+
+
+def _leaked_together(group: Group) -> tuple[Sequence[Row], str]:
+    """Return the sessions of *group* that are one leak, and the statements that they ended with."""
+    last, count = group.lasts[0]
+    if count >= ONE_STATEMENT * len(group):
+        same = "each" if count == len(group) else f"{count} of them"
+        return group.rows, f"{same} ended with {last}"
+    often = {last: count for last, count in group.lasts if count >= LEAKED_SESSIONS}
+    rows = [each for each in group.rows if each.last in often]
+    if len(rows) < SEVERAL_STATEMENTS:
+        return [], ""
+    (last, count), *others = often.items()
+    told = [f"{count} of them ended with {last}"]
+    told += [f"{count} with {last}" for last, count in others[:2]]
+    rest = sum(count for _, count in others[2:])
+    return rows, ", ".join(told) + (f" and {rest} with others" if rest else "")
 
 
 def looks_leaked(row: Row) -> bool:
@@ -226,6 +245,7 @@ def looks_leaked(row: Row) -> bool:
         and row.used_for is not None
         and row.used_for <= ONE_REQUEST
         and session.in_state_for >= QUIET_FOR
+        and not row.is_unused
         and row.last.partition(" ")[0] not in ("", "LISTEN", "FETCH", "DECLARE")
         and not session.holds_advisory_lock
     )

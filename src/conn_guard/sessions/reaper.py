@@ -48,6 +48,8 @@ class RunOptions:
     connect_for: timedelta | None = None
     """How long a login that fails is tried again; None: LOG_IN_FOR."""
     skips_standbys: bool = False
+    in_project: bool = True
+    """Errors may advise aliases and CONN_GUARD."""
 
 
 class Budget:
@@ -103,6 +105,8 @@ class Reaper(ServerClient):
             stop=stop,
             tell=tell,
             connect_for=options.connect_for,
+            users=policy.users,
+            in_project=options.in_project,
         )
         self._policy = policy
         self._options = options
@@ -366,13 +370,14 @@ def _refuse_blind(server: Server, alias: str, sessions: Sequence[Session], polic
 
 def _scope_number(policy: Policy) -> int:
     """Return a number that is equal for two reapers which choose sessions by the same filters."""
-    networks = [str(network) for network in (*policy.clients, None, *policy.excluded_clients)]
     names = (
         policy.users or (policy.login_role,),
-        policy.any_database,
         policy.applications,
-        policy.excluded_applications,
+        policy.clients,
         policy.excluded_users,
-        networks,
+        policy.excluded_applications,
+        policy.excluded_clients,
     )
-    return int.from_bytes(hashlib.sha256(repr(names).encode()).digest()[:4], "big", signed=True)
+    # The order in which they were given changes nothing.
+    text = repr((policy.any_database, [sorted(set(map(str, each))) for each in names]))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big", signed=True)

@@ -18,35 +18,40 @@ LIMIT = (
 def advice(
     said: str,
     *,
-    role: str,
+    roles: Sequence[str],
     aliases: Sequence[str],
     version_num: int | None,
     is_superuser: bool | None,
+    command: str = "idle_reaper",
 ) -> str:
     """Return in sentences what helps after the server's answer *said* to a login.
 
-    *role* is the application's role, "" if unknown. *aliases* lead to other databases of the same
-    server as other roles. *version_num* and *is_superuser* are None if no login succeeded before.
+    *roles* are those whose sessions were to be judged. *aliases* lead to other databases of the
+    same server as other roles. *version_num* and *is_superuser* are None if no login succeeded
+    before. *command* is how the reaper is typed.
     """
     # No translation changes these words, and PostgreSQL 16 and later say one of them.
     is_full = any(word in said for word in ("pg_use_reserved_connections", "SUPERUSER"))
     first = "Every slot is taken." if is_full else "Check HOST, PORT, USER and PASSWORD."
     now = "Now" if is_full else "If every slot is taken, now"
     lasting = _lasting(is_16=is_full, version_num=version_num, is_superuser=is_superuser)
+    lasting = lasting.replace("idle_reaper", command)
+    at_once = _at_once(command, roles, aliases, is_superuser=is_superuser)
     return (
-        f"{first} {now}: {_at_once(role, aliases, is_superuser=is_superuser)}."
+        f"{first} {now}: {at_once}."
         f" To prevent it: {lasting}. More: {pages.address('how-to/no-slot-left.md')}"
     )
 
 
-def _at_once(role: str, aliases: Sequence[str], *, is_superuser: bool | None) -> str:
-    user = shlex.quote(role) if role else "ROLE"
+def _at_once(
+    command: str, roles: Sequence[str], aliases: Sequence[str], *, is_superuser: bool | None
+) -> str:
+    users = " ".join(f"--user {shlex.quote(role)}" for role in roles)
     ways = [
-        f"run idle_reaper --database {shlex.quote(each)} --user {user} --any-database"
-        for each in aliases
+        f"run {command} --database {shlex.quote(each)} {users} --any-database" for each in aliases
     ]
     if not is_superuser:  # a superuser that was refused has taken the superusers' slots as well
-        ways.append(f"run idle_reaper --user {user} with the superuser's DATABASE_URL")
+        ways.append(f"run {command} {users} with the superuser's DATABASE_URL")
     ways += [
         "kill -TERM one backend that ps shows as idle on the database's host",
         "restart one worker of the application",

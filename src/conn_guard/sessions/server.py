@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -25,7 +25,9 @@ logger = logging.getLogger("conn_guard.postgres")
 
 # Times are whole microseconds, so no driver, time zone or USE_TZ can change the values that SIGNAL
 # compares. The query's text is read only where it may say LISTEN or carry the engine's mark, and
-# last_statement() drops it. pg_has_role(..., 'USAGE') is the server's own test before it signals.
+# last_statement() drops it. It is read in ASCII, other bytes escaped: in a database with another
+# encoding, sessions have texts in which our database finds no words and our driver no characters.
+# pg_has_role(..., 'USAGE') is the server's own test before it signals.
 LIST = """
 SELECT a.pid,
        (extract(epoch FROM a.backend_start) * 1000000)::bigint AS backend_start_us,
@@ -45,9 +47,12 @@ SELECT a.pid,
            AS in_transaction,
        coalesce(a.wait_event_type = 'Client' AND a.wait_event = 'ClientRead', false)
            AS waits_for_client,
-       CASE WHEN a.query ~* 'listen|conn_guard:holds-state' THEN a.query END AS query
+       CASE WHEN t.query ~* 'listen|conn_guard:holds-state' THEN t.query END AS query
 FROM pg_stat_activity a
 LEFT JOIN pg_roles r ON r.oid = a.usesysid
+CROSS JOIN LATERAL (
+    SELECT encode(replace(a.query, chr(92), repeat(chr(92), 2))::bytea, 'escape') AS query
+) AS t
 WHERE a.datid IS NOT NULL OR a.usesysid IS NOT NULL
 ORDER BY a.state_change NULLS LAST, a.pid
 """
@@ -248,11 +253,14 @@ class ServerClient:
         stop: Stop | None,
         tell: Callable[[str], None] | None,
         connect_for: timedelta | None = None,
+        users: Sequence[str] = (),
+        in_project: bool = True,
     ) -> None:
         """*pooled* says that the project declared a pooler in session mode; *tell* gets lines.
 
         Only a login that fails is told, and one that keeps failing once. *connect_for* limits how
-        long it is tried again.
+        long it is tried again. *users* are the roles in scope, if others than the alias's.
+        *in_project* says that errors may advise aliases and CONN_GUARD.
         """
         self.alias = alias
         self._pooled = pooled
@@ -260,6 +268,8 @@ class ServerClient:
         self._stop = stop or Stop()
         self._tell = tell or (lambda line: None)
         self._connect_for = connect_for
+        self._users = users
+        self._in_project = in_project
         self._login: Login | None = None
         self._refused: Exception | None = None
         self._server: Server | None = None
@@ -295,6 +305,8 @@ class ServerClient:
                 connect_for=self._connect_for,
                 earlier=self._earlier,
                 application_name=self._application_name,
+                users=self._users,
+                in_project=self._in_project,
             )
         try:
             session = self._login.attempt()

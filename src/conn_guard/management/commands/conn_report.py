@@ -117,6 +117,8 @@ class Command(arguments.OneLineCommand):
         if options["verbosity"]:
             for alias in skipped:
                 self._tell(f"{alias} is no PostgreSQL: skipped")
+        if watched is None:
+            self.before_login()
         stop = Stop()
         with ExitStack() as stack:
             stack.enter_context(stopped_by_signals(stop))
@@ -128,6 +130,7 @@ class Command(arguments.OneLineCommand):
                         pooled=settings.pooler.get(alias) == "session",
                         stop=stop,
                         tell=self._tell if options["verbosity"] else None,
+                        in_project=self.reads_project,
                     )
                 )
                 for alias in aliases
@@ -314,6 +317,7 @@ def _fault(snapshot: Snapshot) -> str:
         return one_line(snapshot.failure or "")
     slots, bound = snapshot.slots, "" if snapshot.slots.exact else "≤"
     return one_line(
-        f"{snapshot.alias}: {bound}{slots.used} of {slots.total} slots are taken"
+        f"{snapshot.alias}: {bound}{slots.used} of {slots.total} slots"
+        f" {'is' if slots.used == 1 else 'are'} taken"
         f" ({bound}{slots.percent:.0f}%), above --fail-above {snapshot.fail_above:g}."
     )

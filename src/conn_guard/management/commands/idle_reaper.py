@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -17,15 +16,20 @@ from django.core.management.base import CommandError, CommandParser
 from conn_guard.checks import reaping_messages
 from conn_guard.conf import Settings
 from conn_guard.management import arguments, filters
-from conn_guard.management.streams import stopped_by_signals
+from conn_guard.management.streams import (
+    output_path,
+    reader_may_leave,
+    stopped_by_signals,
+    write_file,
+)
 from conn_guard.sessions.parallel import MOST_JOBS
 from conn_guard.sessions.policy import Policy
 from conn_guard.sessions.reaper import Reaper, RunOptions, reap_all
 from conn_guard.sessions.render.advice import render_advice, render_procedure
 from conn_guard.sessions.render.json import render_json
-from conn_guard.sessions.render.metrics import write_metrics
+from conn_guard.sessions.render.metrics import metrics_after
 from conn_guard.sessions.render.text import render_bar, render_failure, render_line, render_table
-from conn_guard.sessions.report import Exit, Report
+from conn_guard.sessions.report import Exit, Report, RunError
 from conn_guard.sessions.stop import Stop
 from conn_guard.text import duration, one_line
 
@@ -107,7 +111,7 @@ class Command(arguments.OneLineCommand):
         every = arguments.duration(options, "every")
         self._at_most = arguments.number(options, "max")
         self._jobs = arguments.number(options, "jobs", least=1)
-        metrics = _metrics_path(options)
+        metrics = output_path(options["metrics_file"], "--metrics-file")
         self._noted: set[str] = set()
         self._stderr_lock = threading.Lock()
         stop = Stop()
@@ -115,7 +119,7 @@ class Command(arguments.OneLineCommand):
             Reaper(
                 alias,
                 policy,
-                _run_options(options, settings, alias),
+                self._run_options(options, settings, alias),
                 stop=stop,
                 # Several aliases would draw their bars over one another.
                 progress=self._progress if len(aliases) == 1 else None,
@@ -129,17 +133,56 @@ class Command(arguments.OneLineCommand):
                 *_warnings(policy, aliases),
             ):
                 self._tell(line)
+        if every is None:
+            self.before_login()
         with ExitStack() as stack:
             stack.enter_context(stopped_by_signals(stop))
             for reaper in reapers:
                 stack.enter_context(reaper)
             if options["advise"]:
-                for reaper in reapers:
-                    policy, session = reaper.scope(), reaper.server().session
-                    procedure = render_procedure(policy, version_num=session.version_num)
-                    self.stdout.write("\n".join([*render_advice(policy), "", *procedure]))
+                self._advise(reapers, stop)
                 return
             self._rounds(reapers, options, stop, every, metrics)
+
+    def _advise(self, reapers: Sequence[Reaper], stop: Stop) -> None:
+        faults: list[tuple[int, str]] = []
+        for reaper in reapers:
+            if stop.signum is not None:
+                break
+            try:
+                policy, session = reaper.scope(), reaper.server().session
+            except RunError as error:
+                faults.append((error.exit_code, str(error)))
+                continue
+            procedure = render_procedure(policy, version_num=session.version_num)
+            with reader_may_leave(self.stdout):
+                self.stdout.write("\n".join([*render_advice(policy), "", *procedure]))
+        if stop.signum is not None:
+            name = signal.Signals(stop.signum).name
+            faults = [(128 + stop.signum, f"Stopped by {name}.")]
+        self._fail(sorted(faults))
+
+    def _fail(self, faults: Sequence[tuple[int, str]]) -> None:
+        """Tell *faults*, an exit code and a line each, and raise the last; none is no failure."""
+        for _, line in faults[:-1]:
+            self._tell(line)
+        if faults:
+            code, line = faults[-1]
+            raise CommandError(one_line(line), returncode=code)
+
+    def _run_options(
+        self, options: Mapping[str, Any], settings: Settings, alias: str
+    ) -> RunOptions:
+        return RunOptions(
+            dry_run=options["dry_run"],
+            wait=arguments.duration(options, "wait", zero=True) or timedelta(0),
+            when_above=arguments.percent(options, "when_above"),
+            pooled=settings.pooler.get(alias) == "session",
+            repeats=options["every"] is not None,
+            connect_for=arguments.duration(options, "connect_for"),
+            skips_standbys=options["all_databases"],
+            in_project=self.reads_project,
+        )
 
     def _rounds(
         self,
@@ -169,11 +212,8 @@ class Command(arguments.OneLineCommand):
             if every is None and stop.signum is not None and len(reports) < len(reapers):
                 faults.append((128 + stop.signum, _cut_short(stop.signum, reapers, reports)))
             is_final = is_first and any(code in (Exit.USAGE, Exit.BLIND) for code, _ in faults)
-            if faults and (every is None or is_final):
-                for _, line in faults[:-1]:
-                    self._tell(line)
-                code, line = faults[-1]
-                raise CommandError(line, returncode=code)
+            if every is None or is_final:
+                self._fail(faults)
             for _, line in faults:
                 self._tell(line)
             if every is None:
@@ -186,7 +226,7 @@ class Command(arguments.OneLineCommand):
 
     def _write(self, metrics: Path, reports: Sequence[Report], *, is_last: bool) -> None:
         try:
-            write_metrics(metrics, reports)
+            write_file(metrics, metrics_after(metrics, reports))
         except OSError as error:
             if is_last:
                 raise
@@ -201,6 +241,11 @@ class Command(arguments.OneLineCommand):
                 self._noted.add(note)
         if report.is_left_out:
             return
+        # The run goes on without its reader: the sessions of other aliases are still to be ended.
+        with reader_may_leave(self.stdout):
+            self._write_report(report, options)
+
+    def _write_report(self, report: Report, options: Mapping[str, Any]) -> None:
         if options["format"] == "json":
             self.stdout.write("\n".join(render_json(report)))
         elif report.failure is None or report.acted_on:
@@ -215,7 +260,6 @@ class Command(arguments.OneLineCommand):
             ):
                 self.stdout.write(line)
             self.stdout.write(render_line(report), paint)
-        self.stdout.flush()
 
     def _tell(self, line: str) -> None:
         with self._stderr_lock:  # the threads of several aliases tell of their logins
@@ -228,34 +272,10 @@ class Command(arguments.OneLineCommand):
             self.stderr.flush()
 
 
-def _run_options(options: Mapping[str, Any], settings: Settings, alias: str) -> RunOptions:
-    return RunOptions(
-        dry_run=options["dry_run"],
-        wait=arguments.duration(options, "wait", zero=True) or timedelta(0),
-        when_above=arguments.percent(options, "when_above"),
-        pooled=settings.pooler.get(alias) == "session",
-        repeats=options["every"] is not None,
-        connect_for=arguments.duration(options, "connect_for"),
-        skips_standbys=options["all_databases"],
-    )
-
-
 def _cut_short(signum: int, reapers: Sequence[Reaper], reports: Sequence[Report]) -> str:
     left = len(reapers) - len(reports)
     name = signal.Signals(signum).name
     return f"Stopped by {name}: {left} of {len(reapers)} aliases were not reaped."
-
-
-def _metrics_path(options: Mapping[str, Any]) -> Path | None:
-    if options["metrics_file"] is None:
-        return None
-    path = Path(options["metrics_file"])
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise arguments.wrong(
-            f"--metrics-file: {str(path)!r} can't be written: its folder has to exist and be"
-            " writable."
-        )
-    return path
 
 
 def _warnings(policy: Policy, aliases: Sequence[str]) -> Iterator[str]:

@@ -9,6 +9,9 @@ from conn_guard.sessions.policy import ANY_USER, Policy
 from conn_guard.sessions.session import OWN_APPLICATIONS
 from conn_guard.text import sql_name
 
+LONGEST_TIMEOUT = timedelta(milliseconds=2**31 - 1)
+"""The longest timeout that a setting takes. Source: max_val of the two settings in pg_settings."""
+
 
 def render_advice(policy: Policy) -> list[str]:
     """Return the SQL by which the server does the work of *policy*, and when not to use it."""
@@ -22,9 +25,14 @@ def render_advice(policy: Policy) -> list[str]:
     if policy.idle_in_transaction_for is not None:
         timeouts["idle_in_transaction_session_timeout"] = policy.idle_in_transaction_for
     settings = [
-        f"ALTER ROLE {role}{where} SET {name} = '{round(timeout.total_seconds() * 1000)}ms';"
+        f"ALTER ROLE {role}{where} SET {name} = '{_milliseconds(timeout)}ms';"
         for role in roles
         for name, timeout in timeouts.items()
+        if timeout <= LONGEST_TIMEOUT
+    ] + [
+        f"-- {name} takes at most 24 days: {timeout.days} days need the procedure below."
+        for name, timeout in timeouts.items()
+        if timeout > LONGEST_TIMEOUT
     ]
     return [
         "-- The server can end idle sessions itself, without a race and without a reaper's slot:",
@@ -61,13 +69,14 @@ BEGIN
     END IF;
     FOR victim IN
         SELECT * FROM (
-            SELECT a.*, row_number() OVER (
+            SELECT a.*, said, row_number() OVER (
                 PARTITION BY a.usename, bare
                 ORDER BY a.state LIKE 'idle%' AND a.state IS NOT NULL, a.state_change DESC
             ) AS recent, {judged} AS is_judged
             FROM pg_stat_activity AS a
             LEFT JOIN pg_roles AS r ON r.oid = a.usesysid,
-            regexp_replace(coalesce(a.application_name, ''), {stamp}, '\\1') AS bare
+            regexp_replace(coalesce(a.application_name, ''), {stamp}, '\\1') AS bare,
+            encode(replace(a.query, chr(92), repeat(chr(92), 2))::bytea, 'escape') AS said
             WHERE {covered} AND a.backend_type = 'client backend' AND a.pid <> pg_backend_pid()
         ) AS a
         WHERE a.is_judged AND a.recent > {keep}
@@ -78,9 +87,9 @@ BEGIN
                AND clock_timestamp() - a.state_change >= idle_in_transaction_for)
           AND a.pid NOT IN (SELECT l.pid FROM pg_locks AS l
                             WHERE l.locktype = 'advisory' AND l.granted AND l.pid IS NOT NULL)
-{temp_tables}          AND NOT (a.query ~* 'listen|conn_guard:holds-state' AND (
-              a.query ~* {listen} OR a.query ~ {holds_state} OR regexp_replace(
-                  regexp_replace(a.query, {comment}, ' ', 'g'), {comment}, ' ', 'g') ~* {listen}))
+{temp_tables}          AND NOT (a.said ~* 'listen|conn_guard:holds-state' AND (
+              a.said ~* {listen} OR a.said ~ {holds_state} OR regexp_replace(
+                  regexp_replace(a.said, {comment}, ' ', 'g'), {comment}, ' ', 'g') ~* {listen}))
         ORDER BY a.state_change, a.pid
     LOOP
         COMMIT;  -- a new transaction for each session: within one, the server checks old rows
@@ -202,6 +211,10 @@ def _pattern(glob: str) -> str:
         else:
             found += each if each.isalnum() else f"\\{each}"
     return found
+
+
+def _milliseconds(timeout: timedelta) -> int:
+    return max(1, round(timeout.total_seconds() * 1000))  # 0 would switch the setting off
 
 
 def _interval(duration: timedelta | None) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -82,22 +80,18 @@ def render_metrics(reports: Iterable[Report], *, now: float, earlier: Mapping[st
     return "\n".join(lines) + "\n"
 
 
-def write_metrics(path: Path, reports: Iterable[Report]) -> None:
-    """Replace the file *path* by the metrics of *reports*, in one move, with mode 0644.
+def metrics_after(path: Path, reports: Iterable[Report]) -> str:
+    """Return the metrics of *reports*, which end now, for the file *path*.
 
-    An alias that failed keeps the last success that the file had. Raises OSError.
+    An alias that failed keeps the last success that the file has.
     """
     try:
-        earlier = parse_last_success(path.read_text(encoding="utf-8"))
+        # A pipe would be waited for.
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        earlier = parse_last_success(text)
     except (OSError, ValueError):
         earlier = {}
-    text = render_metrics(reports, now=time.time(), earlier=earlier)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)  # the collector runs as another user
-    os.replace(file.name, path)
+    return render_metrics(reports, now=time.time(), earlier=earlier)
 
 
 def parse_last_success(text: str) -> dict[str, float]:
