@@ -13,6 +13,7 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.core.files import File
 from django.core.handlers.asgi import ASGIRequest
 from django.http import FileResponse
+from django.http.response import HttpResponseBase
 
 from conn_guard import conf
 from conn_guard.checks import startup
@@ -21,7 +22,6 @@ from conn_guard.connections.scopes import RequestScope
 
 if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
-    from django.http.response import HttpResponseBase
 
 
 class ConnectionGuardMiddleware:
@@ -160,6 +160,9 @@ class _Close:
 
     def __init__(self, response: HttpResponseBase, scope: RequestScope | None) -> None:
         self.response = weakref.ref(response)
+        # A copy of the response that a middleware above returns shares this list. A response that
+        # is being restored from a cache has none yet.
+        self.closers = vars(response).get("_resource_closers", [])
         own = vars(response).get("close")
         # A view may return the same response object for every request.
         self.own: Callable[[], None] | None = own.own if isinstance(own, _Close) else own
@@ -176,6 +179,10 @@ class _Close:
                 self.own()
             elif response is not None:
                 type(response).close(response)
+            else:
+                stand_in = HttpResponseBase()
+                stand_in._resource_closers = self.closers
+                stand_in.close()
         finally:
             if scope is not None:
                 scope.finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import gc
 import io
 import pickle
@@ -16,6 +17,7 @@ import django
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.core.files import File
+from django.core.signals import request_finished
 from django.db import connections, transaction
 from django.http import FileResponse, HttpResponse
 from django.test import AsyncClient, Client, RequestFactory
@@ -240,6 +242,27 @@ def test_a_response_can_still_be_pickled_by_a_cache_above(rf):
     restored.close()
     assert restored.closed
     response.close()
+
+
+@pytest.mark.usefixtures("observer")
+@pytest.mark.parametrize("dropped", [True, False])
+def test_a_copy_that_a_middleware_above_returns_ends_the_request_once(rf, dropped):
+    finished = []
+
+    def note(**kwargs):
+        finished.append(scopes.current.get().finished)
+
+    request_finished.connect(note)
+    try:
+        given = ConnectionGuardMiddleware(lambda request: HttpResponse(b"body"))(rf.get("/"))
+        response = copy.copy(given)
+        if dropped:
+            del given
+            gc.collect()
+        response.close()
+    finally:
+        request_finished.disconnect(note)
+    assert finished == [False]
 
 
 @pytest.mark.usefixtures("observer")
