@@ -41,6 +41,12 @@ class Target:
         return f"{parts.scheme}://{_place(parts)}"
 
     @property
+    def without_user(self) -> str:
+        """The URL without a user and a password."""
+        parts = urlsplit(self.url)
+        return parts._replace(netloc=_place(parts)).geturl()
+
+    @property
     def shown(self) -> str:
         """The URL as an output shows it: without a password, and without values of secrets."""
         return without_secrets(self.url)

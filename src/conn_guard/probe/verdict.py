@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
@@ -33,11 +33,6 @@ class Verdict(Enum):
     UNCLEAR = "unclear"
 
 
-def is_refusal(status: int) -> bool:
-    """Return whether an answer with *status* sends the client elsewhere or refuses it."""
-    return 300 <= status < 500 and status != 304
-
-
 @dataclass(frozen=True, kw_only=True)
 class Requests:
     """The requests of both rounds and their answers."""
@@ -45,6 +40,8 @@ class Requests:
     statuses: Mapping[int, int] = field(default_factory=dict)
     failures: Mapping[str, int] = field(default_factory=dict)
     """Requests without a status, by reason."""
+    expected: Collection[int] = ()
+    """Statuses that are right although they look like an error or a refusal."""
     location: str = ""
     unreachable: str = ""
     longest: timedelta = timedelta(0)
@@ -57,13 +54,24 @@ class Requests:
     @property
     def errors(self) -> int:
         """The number of requests with no answer, or with one from 500 on."""
-        failed = sum(count for status, count in self.statuses.items() if status >= 500)
-        return failed + sum(self.failures.values())
+        return sum(self.failed.values()) + sum(self.failures.values())
 
     @property
-    def refused(self) -> int:
-        """The number of answers that sent the client elsewhere or refused it."""
-        return sum(count for status, count in self.statuses.items() if is_refusal(status))
+    def failed(self) -> Mapping[int, int]:
+        """The answers with a status from 500 on."""
+        return self._unexpected(lambda status: status >= 500)
+
+    @property
+    def refused(self) -> Mapping[int, int]:
+        """The answers that sent the client elsewhere or refused it."""
+        return self._unexpected(lambda status: 300 <= status < 500 and status != 304)
+
+    def _unexpected(self, is_meant: Callable[[int], bool]) -> Mapping[int, int]:
+        return {
+            status: count
+            for status, count in self.statuses.items()
+            if is_meant(status) and status not in self.expected
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +131,11 @@ def judge(
         for row in seen.unused_since_first_round(requests.longest)
         if row.session.application in repeated
     ]
+    replaced = 0
+    if seen.peak <= options.concurrency:
+        # Workers with a session each look like a leak where CONN_MAX_AGE is shorter than the rest.
+        there = [row for row in unused if key(row) in seen.latest.by_key]
+        replaced, unused = len(unused) - len(there), there
     others = seen.left_by_others()
     # Twice: the rest in which the others were counted is short, and traffic comes in bursts.
     leaks = len(unused) - 2 * others >= options.least_leaked
@@ -131,7 +144,7 @@ def judge(
     verdict, why = (
         (Verdict.LEAKS, _leak(unused, seen, options, others))
         if leaks
-        else _other_verdict(options, seen, requests, slots, stopped=stopped)
+        else _other_verdict(options, seen, requests, slots, replaced=replaced, stopped=stopped)
     )
     shown = unused or stayed
     return UrlReport(
@@ -178,9 +191,10 @@ def _other_verdict(
     requests: Requests,
     slots: Slots | None,
     *,
+    replaced: int,
     stopped: bool,
 ) -> tuple[Verdict, str]:
-    doubt = _doubt(options, seen, requests, slots, stopped=stopped)
+    doubt = _doubt(options, seen, requests, slots, replaced=replaced, stopped=stopped)
     if doubt:
         return Verdict.UNCLEAR, doubt
     unused = len(seen.unused_since_first_round(requests.longest))
@@ -204,6 +218,7 @@ def _doubt(
     requests: Requests,
     slots: Slots | None,
     *,
+    replaced: int,
     stopped: bool,
 ) -> str:
     """Return why the sessions tell nothing certain; "" if they do."""
@@ -216,7 +231,7 @@ def _doubt(
         return "no request was sent"
     if requests.errors * 100 >= FAILED_PERCENT * requests.sent:
         return _failures(requests, slots)
-    if requests.refused * 2 > requests.sent:
+    if sum(requests.refused.values()) * 2 > requests.sent:
         return _refusals(requests, options)
     if opened := seen.opened_in_rests():
         number = "1 session" if len(opened) == 1 else f"{len(opened)} sessions"
@@ -225,8 +240,19 @@ def _doubt(
             f"other traffic moved the numbers: {other} opened while the probe rested. Stop it, or"
             " name the server's sessions with --application-name"
         )
+    if seen.hides_use:
+        return (
+            "track_activities is off for the server's role, so PostgreSQL doesn't tell which"
+            " sessions are used: switch it on, and start the web server again"
+        )
     if not seen.worked:
         return SILENT
+    if replaced >= options.least_leaked:
+        return (
+            f"{replaced} sessions ended in the second round without a use, as a CONN_MAX_AGE"
+            " shorter than the rest ends them, or Python's garbage collector: repeat with a"
+            " shorter --settle"
+        )
     once = len(seen.once_used_in_second_round(requests.longest))
     if once >= options.least_leaked and not seen.used_again(requests.longest):
         return (
@@ -238,11 +264,7 @@ def _doubt(
 
 def _failures(requests: Requests, slots: Slots | None) -> str:
     parts = [f"{count} {reason}" for reason, count in sorted(requests.failures.items())]
-    parts += [
-        f"{count} answered {status}"
-        for status, count in sorted(requests.statuses.items())
-        if status >= 500
-    ]
+    parts += [f"{count} answered {status}" for status, count in sorted(requests.failed.items())]
     why = f"of {requests.sent} requests {', '.join(parts)}"
     if slots and slots.used >= slots.total:
         why += (
@@ -253,16 +275,14 @@ def _failures(requests: Requests, slots: Slots | None) -> str:
 
 
 def _refusals(requests: Requests, options: Options) -> str:
-    status, count = Counter(
-        {each: n for each, n in requests.statuses.items() if is_refusal(each)}
-    ).most_common(1)[0]
+    status, count = Counter(requests.refused).most_common(1)[0]
     why = f"{count} of {requests.sent} requests were answered {status}"
     if requests.location and status < 400:
         login = "probe without --cookie" if options.cookies else "log in by --cookie"
         return f"{why}, a redirect to {requests.location}: probe that URL, or {login}"
     if status in (401, 403):
         return f"{why}: log in by --cookie or --header"
-    return f"{why}, so the page wasn't reached"
+    return f"{why}, so the page wasn't reached; if that is its right answer, add --expect {status}"
 
 
 def _of(rows: Iterable[Row]) -> str:
