@@ -222,6 +222,13 @@ def test_a_session_at_work_since_the_first_round_is_no_leak():
     assert report.leaked == 0
 
 
+def test_sessions_of_the_first_round_alone_prove_nothing():
+    report = judged(*(once(pid, 0.5) for pid in range(3)))
+    assert (report.verdict, report.left, report.leaked) == (Verdict.UNCLEAR, 3, 0)
+    assert report.why.startswith("3 sessions of the first round rest, and the second round neither")
+    assert judged(once(1, 0.5)).verdict is Verdict.CLEAN
+
+
 def test_sessions_of_the_second_round_alone_prove_nothing():
     report = judged(*(once(pid, 5.5) for pid in range(3)))
     assert (report.verdict, report.leaked) == (Verdict.UNCLEAR, 0)

@@ -253,6 +253,16 @@ def _doubt(
             " shorter than the rest ends them, or Python's garbage collector: repeat with a"
             " shorter --settle"
         )
+    unused = len(seen.unused(requests.longest))
+    if (
+        unused >= options.least_leaked
+        and not seen.used_again(requests.longest)
+        and not seen.unused_since_first_round(requests.longest)
+    ):
+        return (
+            f"{unused} sessions of the first round rest, and the second round neither used them nor"
+            " opened any, as if a cache answered: probe a URL that asks the database each time"
+        )
     once = len(seen.once_used_in_second_round(requests.longest))
     if once >= options.least_leaked and not seen.used_again(requests.longest):
         return (
