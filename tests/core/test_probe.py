@@ -229,6 +229,16 @@ def test_sessions_of_the_first_round_alone_prove_nothing():
     assert judged(once(1, 0.5)).verdict is Verdict.CLEAN
 
 
+def test_a_leak_that_took_every_slot_in_the_first_round_is_one():
+    full = Slots(97, 97, exact=True)
+    report = judged(*(once(pid, 0.5) for pid in range(3)), slots=full)
+    assert (report.verdict, report.leaked) == (Verdict.LEAKS, 3)
+    # The sessions that an earlier URL left took the slots.
+    report = judged(*(life(pid, -60) for pid in range(3)), slots=full)
+    assert (report.verdict, report.is_silent) == (Verdict.UNCLEAR, False)
+    assert report.why.startswith("no session could be used: all 97 slots of the database server")
+
+
 def test_sessions_of_the_second_round_alone_prove_nothing():
     report = judged(*(once(pid, 5.5) for pid in range(3)))
     assert (report.verdict, report.leaked) == (Verdict.UNCLEAR, 0)

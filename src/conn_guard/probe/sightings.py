@@ -76,20 +76,15 @@ class Sightings:
         self.marks[mark, number] = look
         self.add(look)
 
+    @property
+    def second_round_opened(self) -> bool:
+        """Whether a session was opened in the second round."""
+        rested, quiet = self.marks.get((Mark.RESTED, 1)), self.marks.get((Mark.QUIET, 2))
+        if rested is None or quiet is None:
+            return False
+        return any(rested.at < opened(row) <= quiet.at for row in self.last_rows.values())
+
     def unused_since_first_round(self, longest: timedelta) -> list[Row]:
-        """Return the sessions that the first round opened and nothing used again.
-
-        None if the second round opened no session: it took them from a pool that has more than it
-        needs, or asked no database. *longest* is that of unused().
-        """
-        rested, second = self.marks.get((Mark.RESTED, 1)), self.marks.get((Mark.QUIET, 2))
-        if rested is None or second is None:
-            return []
-        if not any(rested.at < opened(row) <= second.at for row in self.last_rows.values()):
-            return []
-        return self.unused(longest)
-
-    def unused(self, longest: timedelta) -> list[Row]:
         """Return the sessions that the first round opened and that rest since.
 
         One that has ended meanwhile counts if it was used for at most *longest*, which is one

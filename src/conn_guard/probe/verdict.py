@@ -125,26 +125,16 @@ def judge(
 
     *slots* is the fullest limit at its fullest moment. *stopped*: the probe was interrupted.
     """
-    repeated = seen.repeated_by(options.least_leaked, requests.longest)
-    unused = [
-        row
-        for row in seen.unused_since_first_round(requests.longest)
-        if row.session.application in repeated
-    ]
-    replaced = 0
-    if seen.peak <= options.concurrency:
-        # Workers with a session each look like a leak where CONN_MAX_AGE is shorter than the rest.
-        there = [row for row in unused if key(row) in seen.latest.by_key]
-        replaced, unused = len(unused) - len(there), there
+    found = _find(options, seen, requests, slots)
+    unused = found.unused
     others = seen.left_by_others()
     # Twice: the rest in which the others were counted is short, and traffic comes in bursts.
     leaks = len(unused) - 2 * others >= options.least_leaked
-    used_again = seen.used_again(requests.longest)
     stayed = seen.stayed()
     verdict, why = (
         (Verdict.LEAKS, _leak(unused, seen, options, others))
         if leaks
-        else _other_verdict(options, seen, requests, slots, replaced=replaced, stopped=stopped)
+        else _other_verdict(options, seen, requests, found, stopped=stopped)
     )
     shown = unused or stayed
     return UrlReport(
@@ -158,7 +148,7 @@ def judge(
         left=len(seen.latest.rows),
         leaked=len(unused),
         leaked_in_transaction=sum(each.session.state in IN_TRANSACTION for each in unused),
-        reused=len(used_again),
+        reused=len(found.used_again),
         application_names=_most_common(
             each.session.application for each in seen.last_rows.values()
         ),
@@ -167,6 +157,44 @@ def judge(
         slots_total=slots.total if slots else None,
         saw_work=seen.worked,
         is_silent=why == SILENT,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What the sightings say of the sessions."""
+
+    unused: Sequence[Row]
+    """The leaked ones."""
+    replaced: int
+    """Unused ones that a new session a worker may have replaced."""
+    unproven: int
+    """Unused ones after which no session was opened that would prove a load of the same kind."""
+    used_again: Sequence[Row]
+    full: Slots | None
+    """The fullest limit, if no slot of it was free at one time."""
+
+
+def _find(options: Options, seen: Sightings, requests: Requests, slots: Slots | None) -> _Found:
+    repeated = seen.repeated_by(options.least_leaked, requests.longest)
+    unused = [
+        row
+        for row in seen.unused_since_first_round(requests.longest)
+        if row.session.application in repeated
+    ]
+    used_again = seen.used_again(requests.longest)
+    full = slots if slots and slots.used >= slots.total else None
+    replaced = unproven = 0
+    # A pool may have more sessions than the second round needs. Where no slot was free, the second
+    # round could open none.
+    if not seen.second_round_opened and (used_again or not full):
+        unproven, unused = len(unused), []
+    if seen.peak <= options.concurrency:
+        # Workers with a session each look like a leak where CONN_MAX_AGE is shorter than the rest.
+        there = [row for row in unused if key(row) in seen.latest.by_key]
+        replaced, unused = len(unused) - len(there), there
+    return _Found(
+        unused=unused, replaced=replaced, unproven=unproven, used_again=used_again, full=full
     )
 
 
@@ -189,17 +217,16 @@ def _other_verdict(
     options: Options,
     seen: Sightings,
     requests: Requests,
-    slots: Slots | None,
+    found: _Found,
     *,
-    replaced: int,
     stopped: bool,
 ) -> tuple[Verdict, str]:
-    doubt = _doubt(options, seen, requests, slots, replaced=replaced, stopped=stopped)
+    doubt = _doubt(options, seen, requests, found, stopped=stopped)
     if doubt:
         return Verdict.UNCLEAR, doubt
-    unused = len(seen.unused_since_first_round(requests.longest))
+    unused = len(found.unused)
     few = f"; {_sessions(unused)} not used again, fewer than a leak" if unused else ""
-    used_again, stayed = seen.used_again(requests.longest), len(seen.stayed())
+    used_again, stayed = found.used_again, len(seen.stayed())
     if used_again:
         held = sum(each.session.state in IN_TRANSACTION for each in used_again)
         open_transactions = f"; {held} of them in an open transaction" if held else ""
@@ -216,9 +243,8 @@ def _doubt(
     options: Options,
     seen: Sightings,
     requests: Requests,
-    slots: Slots | None,
+    found: _Found,
     *,
-    replaced: int,
     stopped: bool,
 ) -> str:
     """Return why the sessions tell nothing certain; "" if they do."""
@@ -230,7 +256,7 @@ def _doubt(
     if not requests.sent:
         return "no request was sent"
     if requests.errors * 100 >= FAILED_PERCENT * requests.sent:
-        return _failures(requests, slots)
+        return _failures(requests, found.full)
     if sum(requests.refused.values()) * 2 > requests.sent:
         return _refusals(requests, options)
     if opened := seen.opened_in_rests():
@@ -246,25 +272,23 @@ def _doubt(
             " sessions are used: switch it on, and start the web server again"
         )
     if not seen.worked:
-        return SILENT
-    if replaced >= options.least_leaked:
+        return f"no session could be used: {_no_slot(found.full)}" if found.full else SILENT
+    if found.replaced >= options.least_leaked:
         return (
-            f"{replaced} sessions ended in the second round without a use, as a CONN_MAX_AGE"
+            f"{found.replaced} sessions ended in the second round without a use, as a CONN_MAX_AGE"
             " shorter than the rest ends them, or Python's garbage collector: repeat with a"
             " shorter --settle"
         )
-    unused = len(seen.unused(requests.longest))
-    if (
-        unused >= options.least_leaked
-        and not seen.used_again(requests.longest)
-        and not seen.unused_since_first_round(requests.longest)
-    ):
+    if found.used_again:
+        return ""
+    if found.unproven >= options.least_leaked:
         return (
-            f"{unused} sessions of the first round rest, and the second round neither used them nor"
-            " opened any, as if a cache answered: probe a URL that asks the database each time"
+            f"{found.unproven} sessions of the first round rest, and the second round neither used"
+            " them nor opened any, as if a cache answered: probe a URL that asks the database each"
+            " time"
         )
     once = len(seen.once_used_in_second_round(requests.longest))
-    if once >= options.least_leaked and not seen.used_again(requests.longest):
+    if once >= options.least_leaked:
         return (
             f"{once} sessions of the second round rest after one use, and no later request tells"
             " whether they are used again: repeat with more --requests"
@@ -272,16 +296,18 @@ def _doubt(
     return ""
 
 
-def _failures(requests: Requests, slots: Slots | None) -> str:
+def _failures(requests: Requests, full: Slots | None) -> str:
     parts = [f"{count} {reason}" for reason, count in sorted(requests.failures.items())]
     parts += [f"{count} answered {status}" for status, count in sorted(requests.failed.items())]
     why = f"of {requests.sent} requests {', '.join(parts)}"
-    if slots and slots.used >= slots.total:
-        why += (
-            f"; all {slots.total} slots of the database server were taken: lower --concurrency, or"
-            " free slots first"
-        )
-    return why
+    return f"{why}; {_no_slot(full)}" if full else why
+
+
+def _no_slot(full: Slots) -> str:
+    return (
+        f"all {full.total} slots of the database server were taken: lower --concurrency, or free"
+        " slots first"
+    )
 
 
 def _refusals(requests: Requests, options: Options) -> str:
