@@ -233,6 +233,10 @@ def test_a_leak_that_took_every_slot_in_the_first_round_is_one():
     full = Slots(97, 97, exact=True)
     report = judged(*(once(pid, 0.5) for pid in range(3)), slots=full)
     assert (report.verdict, report.leaked) == (Verdict.LEAKS, 3)
+    report = judged(life(9, 0.2, 0.9, 5.4), *(once(pid, 0.5) for pid in range(3)), slots=full)
+    assert (report.verdict, report.leaked, report.reused) == (Verdict.LEAKS, 3, 1)
+    pool = [life(pid, 0.2, 0.9, 5.4) for pid in range(10, 14)]
+    assert judged(*pool, *(once(n, 0.5) for n in range(3)), slots=full).verdict is Verdict.KEEPS
     # The sessions that an earlier URL left took the slots.
     report = judged(*(life(pid, -60) for pid in range(3)), slots=full)
     assert (report.verdict, report.is_silent) == (Verdict.UNCLEAR, False)

@@ -185,9 +185,9 @@ def _find(options: Options, seen: Sightings, requests: Requests, slots: Slots | 
     used_again = seen.used_again(requests.longest)
     full = slots if slots and slots.used >= slots.total else None
     replaced = unproven = 0
-    # A pool may have more sessions than the second round needs. Where no slot was free, the second
-    # round could open none.
-    if not seen.second_round_opened and (used_again or not full):
+    # A pool may have more sessions than the second round needs, but hardly twice as many. Where no
+    # slot was free, the second round could open none.
+    if not seen.second_round_opened and not (full and len(unused) > len(used_again)):
         unproven, unused = len(unused), []
     if seen.peak <= options.concurrency:
         # Workers with a session each look like a leak where CONN_MAX_AGE is shorter than the rest.
