@@ -222,6 +222,24 @@ def test_a_session_at_work_since_the_first_round_is_no_leak():
     assert report.leaked == 0
 
 
+def test_work_that_goes_on_after_the_answers_is_work_of_the_load():
+    streams = [
+        life(pid, start + 0.5, *(start + each / 4 for each in range(2, 15)), closed=start + 4)
+        for start in (0, 5)
+        for pid in range(10 * start, 10 * start + 4)
+    ]
+    report = judged(*streams)
+    assert (report.verdict, report.saw_work, report.left) == (Verdict.CLEAN, True, 0)
+
+
+def test_sessions_that_are_still_at_work_prove_nothing():
+    report = judged(*(once(pid, 0.5, state=State.ACTIVE) for pid in range(3)))
+    assert (report.verdict, report.left) == (Verdict.UNCLEAR, 3)
+    assert report.why == (
+        "3 sessions were still at work after the rest: repeat with a longer --settle"
+    )
+
+
 def test_sessions_of_the_first_round_alone_prove_nothing():
     report = judged(*(once(pid, 0.5) for pid in range(3)))
     assert (report.verdict, report.left, report.leaked) == (Verdict.UNCLEAR, 3, 0)

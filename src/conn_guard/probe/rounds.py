@@ -73,7 +73,7 @@ def probe_urls(
     a pooler in session mode. When *stop* is set, the reports so far are returned. *tell* gets a
     line when the login to the database fails at first.
 
-    Raises TargetError for a URL that is none or whose host isn't this machine, RunError if aiohttp
+    Raises TargetError for a URL that is none or whose host isn't local, RunError if aiohttp
     isn't installed, and LostProbeError if the database can't be reached.
     """
     options = options or Options()

@@ -184,6 +184,10 @@ class Sightings:
         older = self.before.by_key
         return [row for each, row in self.latest.by_key.items() if each not in older]
 
+    def at_work(self) -> list[Row]:
+        """Return the sessions of the last look that were opened since the first and don't rest."""
+        return [row for row in self.stayed() if row.session.state not in _AT_REST]
+
     def opened_in_rests(self) -> list[Row]:
         """Return the sessions that were opened while the probe sent nothing."""
         spans = [(quiet.at, rested.at) for quiet, rested in self._rests()]
@@ -230,7 +234,15 @@ class Sightings:
         in_loads, in_rests = self._stirs(loads), self._stirs(rests)
         if not in_rests:
             return in_loads > 0
-        return in_loads >= 3 + 2 * in_rests * _seconds(loads) / _seconds(rests)
+        # Where work goes on after the answers, only the new sessions tell the load from the rests.
+        opened_in_loads = sum(
+            any(start < opened(row) <= end for start, end in loads)
+            for row in self.last_rows.values()
+        )
+        ratio = 2 * _seconds(loads) / _seconds(rests)
+        return in_loads >= 3 + ratio * in_rests or opened_in_loads >= 3 + ratio * len(
+            self.opened_in_rests()
+        )
 
     def _stirred_in(self, start: datetime, end: datetime) -> Counter[Key]:
         return Counter(each for each, at in self.stirred if at and start < at <= end)

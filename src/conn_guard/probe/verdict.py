@@ -279,6 +279,9 @@ def _doubt(
             " shorter than the rest ends them, or Python's garbage collector: repeat with a"
             " shorter --settle"
         )
+    at_work = len(seen.at_work())
+    if at_work >= options.least_leaked:
+        return f"{at_work} sessions were still at work after the rest: repeat with a longer --settle"
     if found.used_again:
         return ""
     if found.unproven >= options.least_leaked:
