@@ -235,15 +235,13 @@ def test_work_that_goes_on_after_the_answers_is_work_of_the_load():
 def test_sessions_that_are_still_at_work_prove_nothing():
     report = judged(*(once(pid, 0.5, state=State.ACTIVE) for pid in range(3)))
     assert (report.verdict, report.left) == (Verdict.UNCLEAR, 3)
-    assert report.why == (
-        "3 sessions were still at work after the rest: repeat with a longer --settle"
-    )
+    assert report.why == "3 sessions still worked after the rest: repeat with a longer --settle"
 
 
 def test_sessions_of_the_first_round_alone_prove_nothing():
     report = judged(*(once(pid, 0.5) for pid in range(3)))
     assert (report.verdict, report.left, report.leaked) == (Verdict.UNCLEAR, 3, 0)
-    assert report.why.startswith("3 sessions of the first round rest, and the second round neither")
+    assert report.why.startswith("3 sessions of the first round stayed unused, and the second")
     assert judged(once(1, 0.5)).verdict is Verdict.CLEAN
 
 

@@ -201,10 +201,9 @@ def _find(options: Options, seen: Sightings, requests: Requests, slots: Slots | 
 def _leak(unused: Sequence[Row], seen: Sightings, options: Options, others: float) -> str:
     there = seen.latest.by_key
     ended = sum(key(each) not in there for each in unused)
-    left = "1 session" if len(unused) == 1 else f"{len(unused)} sessions"
     why = (
-        f"the first {options.requests} requests left {left}{_of(unused)}, and the next"
-        f" {options.requests} used none of them"
+        f"the first {options.requests} requests left {_number(len(unused))}{_of(unused)}, and the"
+        f" next {options.requests} used none of them"
     )
     if ended:
         why += f"; {ended} of them ended later, unused, as when Python's garbage collector runs"
@@ -260,8 +259,7 @@ def _doubt(
     if sum(requests.refused.values()) * 2 > requests.sent:
         return _refusals(requests, options)
     if opened := seen.opened_in_rests():
-        number = "1 session" if len(opened) == 1 else f"{len(opened)} sessions"
-        other = f"{number}{_of(opened)} {'was' if len(opened) == 1 else 'were'}"
+        other = f"{_number(len(opened))}{_of(opened)} {'was' if len(opened) == 1 else 'were'}"
         return (
             f"other traffic moved the numbers: {other} opened while the probe rested. Stop it, or"
             " name the server's sessions with --application-name"
@@ -275,25 +273,24 @@ def _doubt(
         return f"no session could be used: {_no_slot(found.full)}" if found.full else SILENT
     if found.replaced >= options.least_leaked:
         return (
-            f"{found.replaced} sessions ended in the second round without a use, as a CONN_MAX_AGE"
+            f"{_number(found.replaced)} ended in the second round without a use, as a CONN_MAX_AGE"
             " shorter than the rest ends them, or Python's garbage collector: repeat with a"
             " shorter --settle"
         )
     at_work = len(seen.at_work())
     if at_work >= options.least_leaked:
-        return f"{at_work} sessions were still at work after the rest: repeat with a longer --settle"
+        return f"{_number(at_work)} still worked after the rest: repeat with a longer --settle"
     if found.used_again:
         return ""
     if found.unproven >= options.least_leaked:
         return (
-            f"{found.unproven} sessions of the first round rest, and the second round neither used"
-            " them nor opened any, as if a cache answered: probe a URL that asks the database each"
-            " time"
+            f"{_number(found.unproven)} of the first round stayed unused, and the second round"
+            " opened none, as if a cache answered: probe a URL that asks the database each time"
         )
     once = len(seen.once_used_in_second_round(requests.longest))
     if once >= options.least_leaked:
         return (
-            f"{once} sessions of the second round rest after one use, and no later request tells"
+            f"{_number(once)} of the second round stayed after one use, and no later request tells"
             " whether they are used again: repeat with more --requests"
         )
     return ""
@@ -331,7 +328,11 @@ def _of(rows: Iterable[Row]) -> str:
 
 
 def _sessions(number: int) -> str:
-    return "1 session is" if number == 1 else f"{number} sessions are"
+    return f"{_number(number)} {'is' if number == 1 else 'are'}"
+
+
+def _number(sessions: int) -> str:
+    return "1 session" if sessions == 1 else f"{sessions} sessions"
 
 
 def _most_common(values: Iterable[str | None]) -> list[str]:
