@@ -224,7 +224,7 @@ def test_a_session_at_work_since_the_first_round_is_no_leak():
 
 def test_work_that_goes_on_after_the_answers_is_work_of_the_load():
     streams = [
-        life(pid, start + 0.5, *(start + each / 4 for each in range(2, 15)), closed=start + 4)
+        life(pid, start + 0.9, *(start + each / 4 for each in range(4, 20)), closed=start + 4.9)
         for start in (0, 5)
         for pid in range(10 * start, 10 * start + 4)
     ]

@@ -162,7 +162,7 @@ def judge(
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """What the sightings say of the sessions."""
+    """The sessions of a probe by what they prove."""
 
     unused: Sequence[Row]
     """The leaked ones."""
