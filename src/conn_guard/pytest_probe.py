@@ -26,9 +26,11 @@ _IN_TESTS = {
     "--concurrency": "concurrency",
     "--cookie": "cookies",
     "--database": "alias",
+    "--expect": "expect",
     "--header": "headers",
     "--i-own-this-host": "own_host=True",
     "--requests": "requests",
+    "--settle": "settle",
 }
 """The fixture's names for the options that the messages of a probe name."""
 _OPTION = re.compile("|".join(_IN_TESTS))

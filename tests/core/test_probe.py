@@ -121,6 +121,17 @@ def test_a_leak_that_the_collector_ends_in_the_second_round_is_one():
     assert "; 3 of them ended later, unused" in report.why
 
 
+def test_a_session_a_worker_that_ends_in_the_second_round_proves_nothing():
+    options = replace(TEN, concurrency=3)
+    second = [once(10 + pid, 5.4, closed=99) for pid in range(3)]
+    workers = [once(pid, 0.5, closed=5.4) for pid in range(3)]
+    report = judged(*workers, *second, options=options)
+    assert (report.verdict, report.leaked, report.peak) == (Verdict.UNCLEAR, 0, 3)
+    assert report.why.startswith("3 sessions ended in the second round without a use, as ")
+    report = judged(*workers, once(20, 0.5), once(21, 0.5), *second, options=options)
+    assert (report.verdict, report.leaked) == (Verdict.LEAKS, 5)
+
+
 def test_a_worker_that_connects_now_and_then_is_no_leak_of_the_url():
     closed = [once(10 + n, second, closed=second + 0.2) for n, second in enumerate((0.3, 0.5, 5.3))]
     worker = [once(pid, 0.5, name="shop:mails") for pid in range(3)]
@@ -173,9 +184,26 @@ def test_the_heartbeat_of_another_application_is_not_kept_by_the_url():
     assert (report.verdict, report.reused) == (Verdict.CLEAN, 0)
 
 
+@pytest.mark.parametrize(("name", "beats"), [("shop:server", (5.5,)), ("shop:mails", (0.5, 5.5))])
+def test_a_heartbeat_slower_than_the_rests_leaves_the_url_clean(name, beats):
+    closed = [
+        once(10 * start + n, start + n / 20, closed=start + n / 20 + 0.15)
+        for start in (0, 5)
+        for n in range(1, 13)
+    ]
+    report = judged(life(1, -60, -60, *beats, name=name), *closed)
+    assert (report.verdict, report.reused) == (Verdict.CLEAN, 0)
+
+
 def test_a_heartbeat_alone_is_no_proof_of_work():
     report = judged(life(1, -60, *(each / 4 for each in range(48))))
     assert (report.verdict, report.is_silent, report.saw_work) == (Verdict.UNCLEAR, True, False)
+
+
+def test_sessions_whose_use_the_server_hides_are_unclear():
+    report = judged(*(once(pid, 0.5, state=State.DISABLED) for pid in range(3)))
+    assert report.verdict is Verdict.UNCLEAR
+    assert report.why.startswith("track_activities is off for the server's role")
 
 
 def test_sessions_that_end_at_once_leave_the_url_clean():
@@ -192,6 +220,43 @@ def test_one_session_that_stays_is_no_leak():
 def test_a_session_at_work_since_the_first_round_is_no_leak():
     report = judged(*(once(pid, 0.5, state=State.ACTIVE) for pid in range(3)))
     assert report.leaked == 0
+
+
+def test_work_that_goes_on_after_the_answers_is_work_of_the_load():
+    streams = [
+        life(pid, start + 0.9, *(start + each / 4 for each in range(4, 20)), closed=start + 4.9)
+        for start in (0, 5)
+        for pid in range(10 * start, 10 * start + 4)
+    ]
+    report = judged(*streams)
+    assert (report.verdict, report.saw_work, report.left) == (Verdict.CLEAN, True, 0)
+
+
+def test_sessions_that_are_still_at_work_prove_nothing():
+    report = judged(*(once(pid, 0.5, state=State.ACTIVE) for pid in range(3)))
+    assert (report.verdict, report.left) == (Verdict.UNCLEAR, 3)
+    assert report.why == "3 sessions still worked after the rest: repeat with a longer --settle"
+
+
+def test_sessions_of_the_first_round_alone_prove_nothing():
+    report = judged(*(once(pid, 0.5) for pid in range(3)))
+    assert (report.verdict, report.left, report.leaked) == (Verdict.UNCLEAR, 3, 0)
+    assert report.why.startswith("3 sessions of the first round stayed unused, and the second")
+    assert judged(once(1, 0.5)).verdict is Verdict.CLEAN
+
+
+def test_a_leak_that_took_every_slot_in_the_first_round_is_one():
+    full = Slots(97, 97, exact=True)
+    report = judged(*(once(pid, 0.5) for pid in range(3)), slots=full)
+    assert (report.verdict, report.leaked) == (Verdict.LEAKS, 3)
+    report = judged(life(9, 0.2, 0.9, 5.4), *(once(pid, 0.5) for pid in range(3)), slots=full)
+    assert (report.verdict, report.leaked, report.reused) == (Verdict.LEAKS, 3, 1)
+    pool = [life(pid, 0.2, 0.9, 5.4) for pid in range(10, 14)]
+    assert judged(*pool, *(once(n, 0.5) for n in range(3)), slots=full).verdict is Verdict.KEEPS
+    # The sessions that an earlier URL left took the slots.
+    report = judged(*(life(pid, -60) for pid in range(3)), slots=full)
+    assert (report.verdict, report.is_silent) == (Verdict.UNCLEAR, False)
+    assert report.why.startswith("no session could be used: all 97 slots of the database server")
 
 
 def test_sessions_of_the_second_round_alone_prove_nothing():
@@ -216,6 +281,7 @@ def test_what_others_leave_in_a_rest_is_taken_off():
         (Requests(statuses={200: 1}, failures={"closed": 1}), "of 2 requests 1 closed"),
         (Requests(statuses={404: 20}), "20 of 20 requests were answered 404, so the page wasn't"),
         (Requests(failures={"no connection": 1}, unreachable="refused"), "no connection: refused"),
+        (Requests(statuses={404: 20}, expected=[410]), "20 of 20 requests were answered 404"),
         (Requests(), "no request was sent"),
     ],
 )
@@ -223,6 +289,13 @@ def test_answers_that_failed_are_unclear(requests, why):
     report = judged(*(once(n, n / 10, closed=n / 10 + 0.15) for n in range(9)), requests=requests)
     assert report.verdict is Verdict.UNCLEAR
     assert report.why.startswith(why)
+
+
+def test_statuses_that_are_expected_are_right():
+    requests = Requests(statuses={404: 12, 500: 8}, expected=[404, 500])
+    report = judged(*(once(n, n / 10, closed=n / 10 + 0.15) for n in range(9)), requests=requests)
+    assert (report.verdict, report.requests.errors) == (Verdict.CLEAN, 0)
+    assert judged(*(once(n, 0.5) for n in range(3)), once(9, 5.5), requests=requests).leaked == 3
 
 
 def test_few_failures_leave_the_verdict_as_it_is():

@@ -316,7 +316,7 @@ def test_a_url_that_leaks_fails_its_test_and_a_clean_one_passes(run, pytester):
             "HINT: Probe a URL that queries and answers 200. *pytest-plugin.*#leak_probe",
             "*/nothing/ (normal) is unclear: no session was *(name another with alias).",
             "http://127.0.0.1:1/ (normal) is unclear: no connection: *",
-            "192.0.2.1 is not this machine. *add own_host=True*",
+            "192.0.2.1 is not a loopback address. *add own_host=True*",
         ]
     )
 

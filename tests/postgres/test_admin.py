@@ -16,6 +16,7 @@ from django.test import Client, override_settings
 from conn_guard.contrib.admin.page import WORDS
 from conn_guard.sessions import login
 from conn_guard.sessions.policy import Verdict
+from conn_guard.sessions.server import Server
 from conn_guard.sessions.stop import Stop
 from tests.postgres.admin_site import admin_project
 from tests.postgres.admin_site.visit import PAGE, Operator, logged
@@ -25,6 +26,7 @@ from tests.support.programs import free_port
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+OWN_PID = "SELECT pg_backend_pid() AS pid"
 ROLES = {"app": "LOGIN", "billing": "LOGIN", "limited": "LOGIN CONNECTION LIMIT 2"}
 
 
@@ -367,6 +369,36 @@ def test_a_session_of_the_page_that_ends_leaves_a_log_of_what_was_tried(
     assert failed.startswith("Failed to signal 1 session (the answer was lost")
     ((_, _, message),) = logged()
     assert message.startswith(f"Tried to terminate on own: pid {session.pid}, ")
+
+
+def test_the_signals_before_the_pages_session_ended_are_logged_and_told(
+    server, operator, monkeypatch
+):
+    sessions = {each.pid: each for each in (server.session() for _ in range(3))}
+    server.rested(*sessions.values())
+    operator.ask(*sessions.values())
+    order = list(operator.verdicts)
+    sent = Server.signal
+
+    def signal(self, session):
+        if session.pid == order[1]:
+            server.ask("SELECT pg_terminate_backend(%s)", [self.session.value(OWN_PID, ())])
+        return sent(self, session)
+
+    monkeypatch.setattr(Server, "signal", signal)
+    lost, *told = operator.confirm()
+    assert lost.startswith("own: the signals failed: ")
+    assert told == [
+        f"Signalled 1 session: pid {order[0]}.",
+        "Failed to signal 1 session (the answer was lost, so it may have been signalled): pid"
+        f" {order[1]}.",
+        f"Did not signal 1 session (the page's own session had ended): pid {order[2]}.",
+    ]
+    assert [message.split(",")[0] for _, _, message in logged()] == [
+        f"Terminated on own: pid {order[0]}",
+        f"Tried to terminate on own: pid {order[1]}",
+    ]
+    assert server.alive(sessions[order[2]])
 
 
 def test_a_role_that_lost_its_rights_after_the_question_ends_nothing(server, operator, monkeypatch):

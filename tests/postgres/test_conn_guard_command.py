@@ -230,7 +230,7 @@ def test_probe_takes_urls(conn_guard, url):
     pytest.importorskip("aiohttp")
     done = conn_guard("probe", "--dsn", url, "http://192.0.2.1/")
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"CommandError: 192\.0\.2\.1 is not this machine\. .*\n", done.stderr)
+    assert re.fullmatch(r"CommandError: 192\.0\.2\.1 is not a loopback address\. .*\n", done.stderr)
 
 
 def test_help_and_version_need_no_server(conn_guard):

@@ -293,6 +293,19 @@ def test_headers_cookies_and_a_body_reach_the_server_and_no_output(site: WebServ
     assert head["Cookie"] == "sessionid=secret; other=secret2"
 
 
+def test_headers_of_one_name_are_joined_and_win_over_the_user_of_the_url(site: WebServer, own):
+    site.views["/echo"] = lambda request: request.answer()
+    probe(
+        site.url("/echo").replace("//", "//user:hidden@"),
+        **own,
+        header=["cookie: a=1", "X-Tag: 1", "x-tag: 2", "authorization: Token secret"],
+        cookie=["b=2"],
+    )
+    head = site.heads[0]
+    assert (head["cookie"], head["X-Tag"]) == ("a=1; b=2", "1, 2")
+    assert [head[name] for name in head if name.lower() == "authorization"] == ["Token secret"]
+
+
 def test_a_list_of_urls_is_probed(site: WebServer, own, tmp_path):
     file = tmp_path / "urls"
     file.write_text(f"# the pages\n{site.url('/clean')}\n\n{site.url('/clean')}\n")
@@ -343,6 +356,11 @@ def test_a_url_that_does_not_answer_as_it_should_is_unclear(site: WebServer, own
     assert (run.exit_code, run.only["verdict"], run.summary["exit"]) == (4, "unclear", 4)
     assert run.only["why"].startswith(why.format(site.url(""))), run.only["why"]
     assert run.error.startswith(f"Unclear: 1 of 1. {site.url(path)} (normal) is unclear: ")
+
+
+def test_a_page_whose_right_answer_is_a_refusal_is_clean(site: WebServer, own):
+    run = probe(site.url("/forbidden"), site.url("/clean"), **own, expect=[403])
+    assert (run.exit_code, [each["verdict"] for each in run.urls]) == (0, ["clean", "clean"])
 
 
 def test_a_url_that_fails_and_leaks_leaks(site: WebServer, own):
@@ -453,9 +471,9 @@ def test_an_unknown_certificate_is_no_connection(site: WebServer, own, tmp_path,
         (("/x",), {}, "'/x' is no URL. Write http://127.0.0.1:8000/path/."),
         (("ftp://127.0.0.1/",), {}, "(a text that may hold a secret) is no URL."),
         (("http://127.0.0.1:x/",), {}, "(a text that may hold a secret) is no URL."),
-        (("http://192.0.2.1/",), {}, "192.0.2.1 is not this machine. A probe is a load test: add"),
-        (("http://[2001:db8::1]/",), {}, "2001:db8::1 is not this machine."),
-        (("http://0.0.0.0/",), {}, "0.0.0.0 is not this machine."),
+        (("http://192.0.2.1/",), {}, "192.0.2.1 is not a loopback address. A probe is "),
+        (("http://[2001:db8::1]/",), {}, "2001:db8::1 is not a loopback address."),
+        (("http://0.0.0.0/",), {}, "0.0.0.0 is not a loopback address."),
         (("http://127.0.0.1/",), {"database": "none"}, "There is no alias 'none' in DATABASES."),
         (("http://127.0.0.1/",), {"database": "postgres://u:pw@h/d"}, "There is no alias of this"),
         (("http://127.0.0.1/",), {"database": "lite"}, "DATABASES['lite'] is no PostgreSQL"),
@@ -473,6 +491,7 @@ def test_an_unknown_certificate_is_no_connection(site: WebServer, own, tmp_path,
         (("http://127.0.0.1/",), {"settle": "soon"}, "--settle: "),
         (("http://127.0.0.1/",), {"min_share": 101}, "--min-share: 101 is not a percentage"),
         (("http://127.0.0.1/",), {"mode": ["quick"]}, "--mode: 'quick' is none of normal, "),
+        (("http://127.0.0.1/",), {"expect": ["4xx"]}, "--expect: '4xx' is no status. Write 404."),
     ],
 )
 def test_a_wrong_call_ends_with_one_sentence(urls, options, message):

@@ -43,9 +43,9 @@ def site(session_factory, tmp_path, monkeypatch):
         session = session_factory()
         session.execute("SELECT pg_sleep(0.01)")
         session.close()
-        request.answer()
+        request.answer(404 if request.path == "/missing/" else 200)
 
-    with web_server({"/cart/": page, "/export/": page}) as server:
+    with web_server(dict.fromkeys(("/cart/", "/export/", "/missing/"), page)) as server:
         url = server.url("/cart/")
         (tmp_path / "urls.txt").write_text(f"{url}\n")
         entries = [{"request": {"method": "GET", "url": url}}]

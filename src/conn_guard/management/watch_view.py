@@ -400,7 +400,8 @@ class WatchApp(App[Sequence[Snapshot] | Exception]):
 
         def end() -> list[Outcome]:
             observer = self._observers[snapshot.alias]
-            return end_chosen(observer.server(), snapshot.alias, snapshot.policy, line.chosen)
+            server = observer.server()
+            return list(end_chosen(server, snapshot.alias, snapshot.policy, line.chosen))
 
         try:
             outcomes = await loop.run_in_executor(self._thread, end)

@@ -54,6 +54,10 @@ class Load:
         """*warms_up*: the first request is sent alone, and no more follow if it gets no answer."""
         self.answers = Answers()
         self._target = target
+        self._headers = _headers(options)
+        # aiohttp takes either a header or the URL's user.
+        has_user = "authorization" not in {name.lower() for name in self._headers}
+        self._url = target.url if has_user else target.without_user
         self._mode = mode
         self._options = options
         self._warms_up = warms_up
@@ -92,16 +96,12 @@ class Load:
         if self._is_stopped:
             return
         options = self._options
-        headers = dict(options.headers)
-        if options.cookies:
-            pairs = (f"{name}={value}" for name, value in options.cookies.items())
-            headers["Cookie"] = "; ".join(pairs)
         async with aiohttp.ClientSession(
             # A connection for each request, as a proxy makes it by default. Cookies that the server
             # sets would make the requests of a round differ.
             connector=aiohttp.TCPConnector(limit=options.concurrency, force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": "conn_guard leak_probe", **headers},
+            headers=self._headers,
             timeout=aiohttp.ClientTimeout(total=options.timeout.total_seconds()),
             auto_decompress=False,
         ) as client:
@@ -129,7 +129,7 @@ class Load:
         try:
             async with client.request(
                 method,
-                self._target.url,
+                self._url,
                 data=None if method in SAFE_METHODS else self._options.data,
                 allow_redirects=False,
                 read_bufsize=4096 if self._mode is Mode.SLOW else None,
@@ -168,6 +168,19 @@ class Load:
         else:
             async for _ in answer.content.iter_any():
                 pass
+
+
+def _headers(options: Options) -> dict[str, str]:
+    """Return the headers of each request."""
+    headers = dict(options.headers)
+    given = {name.lower(): name for name in headers}
+    if "user-agent" not in given:
+        headers["User-Agent"] = "conn_guard leak_probe"
+    if options.cookies:
+        name = given.get("cookie", "Cookie")
+        pairs = [f"{each}={value}" for each, value in options.cookies.items()]
+        headers[name] = "; ".join([*filter(None, [headers.get(name)]), *pairs])
+    return headers
 
 
 def _tls_reason(error: Any) -> str:

@@ -37,6 +37,8 @@ class Options:
     """The longest time that one request takes."""
     settle: timedelta = timedelta(seconds=5)
     """The rest after each round."""
+    expect: tuple[int, ...] = ()
+    """Statuses that are right, other than those from 200 to 299 and 304."""
     applications: tuple[str, ...] = ()
     """Globs for the application_name of the server's sessions; empty: any name."""
     min_leaked: int = 2

@@ -73,7 +73,7 @@ def probe_urls(
     a pooler in session mode. When *stop* is set, the reports so far are returned. *tell* gets a
     line when the login to the database fails at first.
 
-    Raises TargetError for a URL that is none or whose host isn't this machine, RunError if aiohttp
+    Raises TargetError for a URL that is none or whose host isn't local, RunError if aiohttp
     isn't installed, and LostProbeError if the database can't be reached.
     """
     options = options or Options()
@@ -212,7 +212,7 @@ def _probe(
         mode,
         options,
         seen=seen,
-        requests=_sum(rounds, mode),
+        requests=_sum(rounds, mode, options),
         slots=watcher.fullest,
         stopped=stop.signum is not None,
     )
@@ -265,7 +265,7 @@ def _ticker(
     return tick
 
 
-def _sum(rounds: Sequence[Answers], mode: Mode) -> Requests:
+def _sum(rounds: Sequence[Answers], mode: Mode, options: Options) -> Requests:
     statuses: Counter[int] = Counter()
     failures: Counter[str] = Counter()
     for each in rounds:
@@ -278,6 +278,7 @@ def _sum(rounds: Sequence[Answers], mode: Mode) -> Requests:
     return Requests(
         statuses=dict(sorted(statuses.items())),
         failures=dict(sorted(failures.items())),
+        expected=options.expect,
         location=next((each.location for each in rounds if each.location), ""),
         unreachable=rounds[0].unreachable,
         longest=timedelta(seconds=longest),

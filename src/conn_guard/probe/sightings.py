@@ -15,6 +15,8 @@ Key = tuple[int, datetime | None]
 """The pid and the start of a session: a pid alone is given to another session later."""
 
 _AT_REST = (State.IDLE, *IN_TRANSACTION)
+_LEAST_WORK_SHARE = 0.1
+"""An application with less of the work seen in the rounds works for others than the probe."""
 
 
 class Mark(Enum):
@@ -74,18 +76,23 @@ class Sightings:
         self.marks[mark, number] = look
         self.add(look)
 
+    @property
+    def second_round_opened(self) -> bool:
+        """Whether a session was opened in the second round."""
+        rested, quiet = self.marks.get((Mark.RESTED, 1)), self.marks.get((Mark.QUIET, 2))
+        if rested is None or quiet is None:
+            return False
+        return any(rested.at < opened(row) <= quiet.at for row in self.last_rows.values())
+
     def unused_since_first_round(self, longest: timedelta) -> list[Row]:
-        """Return the sessions that the first round opened and nothing used again.
+        """Return the sessions that the first round opened and that rest since.
 
         One that has ended meanwhile counts if it was used for at most *longest*, which is one
-        request: Python's garbage collector ended it, late. None before the second round is over,
-        and none if that opened no session: it took them from a pool that has more than it needs.
+        request: Python's garbage collector ended it, late. None before the second round is over.
         """
         rested = self.marks.get((Mark.RESTED, 1))
         quiet, second = self.marks.get((Mark.QUIET, 1)), self.marks.get((Mark.QUIET, 2))
         if rested is None or quiet is None or second is None:
-            return []
-        if not any(rested.at < opened(row) <= second.at for row in self.last_rows.values()):
             return []
         there = self.latest.by_key
         return [
@@ -101,12 +108,21 @@ class Sightings:
     def used_again(self, longest: timedelta) -> list[Row]:
         """Return the sessions that rested and were used again, by another request.
 
-        Of those from before the probe, only the ones that its rounds used and its rests didn't.
+        Of those from before the probe, only the ones that both rounds used and the rests didn't,
+        and of them none of an application that did little in the rounds: it may ask now and then.
         """
         rested, quiet = self.marks.get((Mark.RESTED, 1)), self.marks.get((Mark.QUIET, 2))
-        if rested is None or quiet is None:
+        first = self.marks.get((Mark.QUIET, 1))
+        if rested is None or quiet is None or first is None:
             return []
         earlier, older = rested.by_key, self.before.by_key
+        in_first = self._stirred_in(self.before.at, first.at)
+        in_second = self._stirred_in(rested.at, quiet.at)
+        in_both = set(in_first) & set(in_second)
+        work: Counter[str] = Counter()
+        for each, count in (in_first + in_second).items():
+            work[self.last_rows[each].session.application] += count
+        least = _LEAST_WORK_SHARE * max(work.values(), default=0)
         return [
             row
             for each, row in self.latest.by_key.items()
@@ -115,7 +131,14 @@ class Sightings:
                 if each in earlier
                 else _used_for(row) > longest
             )
-            and (each not in older or _stirred_at(row) <= quiet.at)
+            and (
+                each not in older
+                or (
+                    each in in_both
+                    and _stirred_at(row) <= quiet.at
+                    and work[row.session.application] >= least
+                )
+            )
         ]
 
     def once_used_in_second_round(self, longest: timedelta) -> list[Row]:
@@ -161,6 +184,10 @@ class Sightings:
         older = self.before.by_key
         return [row for each, row in self.latest.by_key.items() if each not in older]
 
+    def at_work(self) -> list[Row]:
+        """Return the sessions of the last look that were opened since the first and don't rest."""
+        return [row for row in self.stayed() if row.session.state not in _AT_REST]
+
     def opened_in_rests(self) -> list[Row]:
         """Return the sessions that were opened while the probe sent nothing."""
         spans = [(quiet.at, rested.at) for quiet, rested in self._rests()]
@@ -188,6 +215,11 @@ class Sightings:
         return left / watched * (quiet.at - self.before.at).total_seconds()
 
     @property
+    def hides_use(self) -> bool:
+        """Whether the server doesn't tell when sessions are used: track_activities is off."""
+        return any(row.session.state is State.DISABLED for row in self.last_rows.values())
+
+    @property
     def worked(self) -> bool:
         """Whether more work was seen in the rounds than other traffic explains."""
         loads = [(self.before.at, look.at) for look in self._at(Mark.QUIET, 1)]
@@ -202,7 +234,18 @@ class Sightings:
         in_loads, in_rests = self._stirs(loads), self._stirs(rests)
         if not in_rests:
             return in_loads > 0
-        return in_loads >= 3 + 2 * in_rests * _seconds(loads) / _seconds(rests)
+        # Where work goes on after the answers, only the new sessions tell the load from the rests.
+        opened_in_loads = sum(
+            any(start < opened(row) <= end for start, end in loads)
+            for row in self.last_rows.values()
+        )
+        ratio = 2 * _seconds(loads) / _seconds(rests)
+        return in_loads >= 3 + ratio * in_rests or opened_in_loads >= 3 + ratio * len(
+            self.opened_in_rests()
+        )
+
+    def _stirred_in(self, start: datetime, end: datetime) -> Counter[Key]:
+        return Counter(each for each, at in self.stirred if at and start < at <= end)
 
     def _stirs(self, spans: Iterable[tuple[datetime, datetime]]) -> int:
         spans = list(spans)

@@ -41,6 +41,12 @@ class Target:
         return f"{parts.scheme}://{_place(parts)}"
 
     @property
+    def without_user(self) -> str:
+        """The URL without a user and a password."""
+        parts = urlsplit(self.url)
+        return parts._replace(netloc=_place(parts)).geturl()
+
+    @property
     def shown(self) -> str:
         """The URL as an output shows it: without a password, and without values of secrets."""
         return without_secrets(self.url)
@@ -85,7 +91,7 @@ def read_list(
 
 
 def refuse_other_hosts(targets: Iterable[Target]) -> None:
-    """Raise TargetError if the host of one of *targets* isn't this machine.
+    """Raise TargetError if an address of one of *targets* is not a loopback address.
 
     Raises UnresolvedError where a name leads to no address.
     """
@@ -93,7 +99,7 @@ def refuse_other_hosts(targets: Iterable[Target]) -> None:
         addresses = _addresses(host)
         if not all(map(_is_loopback, addresses)):
             raise TargetError(
-                f"{one_line(host)} is not this machine. A probe is a load test: add"
+                f"{one_line(host)} is not a loopback address. A probe is a load test: add"
                 " --i-own-this-host if it is your own."
             )
 

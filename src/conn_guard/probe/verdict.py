@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
@@ -33,11 +33,6 @@ class Verdict(Enum):
     UNCLEAR = "unclear"
 
 
-def is_refusal(status: int) -> bool:
-    """Return whether an answer with *status* sends the client elsewhere or refuses it."""
-    return 300 <= status < 500 and status != 304
-
-
 @dataclass(frozen=True, kw_only=True)
 class Requests:
     """The requests of both rounds and their answers."""
@@ -45,6 +40,8 @@ class Requests:
     statuses: Mapping[int, int] = field(default_factory=dict)
     failures: Mapping[str, int] = field(default_factory=dict)
     """Requests without a status, by reason."""
+    expected: Collection[int] = ()
+    """Statuses that are right although they look like an error or a refusal."""
     location: str = ""
     unreachable: str = ""
     longest: timedelta = timedelta(0)
@@ -57,13 +54,24 @@ class Requests:
     @property
     def errors(self) -> int:
         """The number of requests with no answer, or with one from 500 on."""
-        failed = sum(count for status, count in self.statuses.items() if status >= 500)
-        return failed + sum(self.failures.values())
+        return sum(self.failed.values()) + sum(self.failures.values())
 
     @property
-    def refused(self) -> int:
-        """The number of answers that sent the client elsewhere or refused it."""
-        return sum(count for status, count in self.statuses.items() if is_refusal(status))
+    def failed(self) -> Mapping[int, int]:
+        """The answers with a status from 500 on."""
+        return self._unexpected(lambda status: status >= 500)
+
+    @property
+    def refused(self) -> Mapping[int, int]:
+        """The answers that sent the client elsewhere or refused it."""
+        return self._unexpected(lambda status: 300 <= status < 500 and status != 304)
+
+    def _unexpected(self, is_meant: Callable[[int], bool]) -> Mapping[int, int]:
+        return {
+            status: count
+            for status, count in self.statuses.items()
+            if is_meant(status) and status not in self.expected
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,21 +125,16 @@ def judge(
 
     *slots* is the fullest limit at its fullest moment. *stopped*: the probe was interrupted.
     """
-    repeated = seen.repeated_by(options.least_leaked, requests.longest)
-    unused = [
-        row
-        for row in seen.unused_since_first_round(requests.longest)
-        if row.session.application in repeated
-    ]
+    found = _find(options, seen, requests, slots)
+    unused = found.unused
     others = seen.left_by_others()
     # Twice: the rest in which the others were counted is short, and traffic comes in bursts.
     leaks = len(unused) - 2 * others >= options.least_leaked
-    used_again = seen.used_again(requests.longest)
     stayed = seen.stayed()
     verdict, why = (
         (Verdict.LEAKS, _leak(unused, seen, options, others))
         if leaks
-        else _other_verdict(options, seen, requests, slots, stopped=stopped)
+        else _other_verdict(options, seen, requests, found, stopped=stopped)
     )
     shown = unused or stayed
     return UrlReport(
@@ -145,7 +148,7 @@ def judge(
         left=len(seen.latest.rows),
         leaked=len(unused),
         leaked_in_transaction=sum(each.session.state in IN_TRANSACTION for each in unused),
-        reused=len(used_again),
+        reused=len(found.used_again),
         application_names=_most_common(
             each.session.application for each in seen.last_rows.values()
         ),
@@ -157,13 +160,50 @@ def judge(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """The sessions of a probe by what they prove."""
+
+    unused: Sequence[Row]
+    """The leaked ones."""
+    replaced: int
+    """Unused ones that a new session a worker may have replaced."""
+    unproven: int
+    """Unused ones after which no session was opened that would prove a load of the same kind."""
+    used_again: Sequence[Row]
+    full: Slots | None
+    """The fullest limit, if no slot of it was free at one time."""
+
+
+def _find(options: Options, seen: Sightings, requests: Requests, slots: Slots | None) -> _Found:
+    repeated = seen.repeated_by(options.least_leaked, requests.longest)
+    unused = [
+        row
+        for row in seen.unused_since_first_round(requests.longest)
+        if row.session.application in repeated
+    ]
+    used_again = seen.used_again(requests.longest)
+    full = slots if slots and slots.used >= slots.total else None
+    replaced = unproven = 0
+    # A pool may have more sessions than the second round needs, but hardly twice as many. Where no
+    # slot was free, the second round could open none.
+    if not seen.second_round_opened and not (full and len(unused) > len(used_again)):
+        unproven, unused = len(unused), []
+    if seen.peak <= options.concurrency:
+        # Workers with a session each look like a leak where CONN_MAX_AGE is shorter than the rest.
+        there = [row for row in unused if key(row) in seen.latest.by_key]
+        replaced, unused = len(unused) - len(there), there
+    return _Found(
+        unused=unused, replaced=replaced, unproven=unproven, used_again=used_again, full=full
+    )
+
+
 def _leak(unused: Sequence[Row], seen: Sightings, options: Options, others: float) -> str:
     there = seen.latest.by_key
     ended = sum(key(each) not in there for each in unused)
-    left = "1 session" if len(unused) == 1 else f"{len(unused)} sessions"
     why = (
-        f"the first {options.requests} requests left {left}{_of(unused)}, and the next"
-        f" {options.requests} used none of them"
+        f"the first {options.requests} requests left {_number(len(unused))}{_of(unused)}, and the"
+        f" next {options.requests} used none of them"
     )
     if ended:
         why += f"; {ended} of them ended later, unused, as when Python's garbage collector runs"
@@ -176,16 +216,16 @@ def _other_verdict(
     options: Options,
     seen: Sightings,
     requests: Requests,
-    slots: Slots | None,
+    found: _Found,
     *,
     stopped: bool,
 ) -> tuple[Verdict, str]:
-    doubt = _doubt(options, seen, requests, slots, stopped=stopped)
+    doubt = _doubt(options, seen, requests, found, stopped=stopped)
     if doubt:
         return Verdict.UNCLEAR, doubt
-    unused = len(seen.unused_since_first_round(requests.longest))
+    unused = len(found.unused)
     few = f"; {_sessions(unused)} not used again, fewer than a leak" if unused else ""
-    used_again, stayed = seen.used_again(requests.longest), len(seen.stayed())
+    used_again, stayed = found.used_again, len(seen.stayed())
     if used_again:
         held = sum(each.session.state in IN_TRANSACTION for each in used_again)
         open_transactions = f"; {held} of them in an open transaction" if held else ""
@@ -202,7 +242,7 @@ def _doubt(
     options: Options,
     seen: Sightings,
     requests: Requests,
-    slots: Slots | None,
+    found: _Found,
     *,
     stopped: bool,
 ) -> str:
@@ -215,54 +255,70 @@ def _doubt(
     if not requests.sent:
         return "no request was sent"
     if requests.errors * 100 >= FAILED_PERCENT * requests.sent:
-        return _failures(requests, slots)
-    if requests.refused * 2 > requests.sent:
+        return _failures(requests, found.full)
+    if sum(requests.refused.values()) * 2 > requests.sent:
         return _refusals(requests, options)
     if opened := seen.opened_in_rests():
-        number = "1 session" if len(opened) == 1 else f"{len(opened)} sessions"
-        other = f"{number}{_of(opened)} {'was' if len(opened) == 1 else 'were'}"
+        other = f"{_number(len(opened))}{_of(opened)} {'was' if len(opened) == 1 else 'were'}"
         return (
             f"other traffic moved the numbers: {other} opened while the probe rested. Stop it, or"
             " name the server's sessions with --application-name"
         )
-    if not seen.worked:
-        return SILENT
-    once = len(seen.once_used_in_second_round(requests.longest))
-    if once >= options.least_leaked and not seen.used_again(requests.longest):
+    if seen.hides_use:
         return (
-            f"{once} sessions of the second round rest after one use, and no later request tells"
+            "track_activities is off for the server's role, so PostgreSQL doesn't tell which"
+            " sessions are used: switch it on, and start the web server again"
+        )
+    if not seen.worked:
+        return f"no session could be used: {_no_slot(found.full)}" if found.full else SILENT
+    if found.replaced >= options.least_leaked:
+        return (
+            f"{_number(found.replaced)} ended in the second round without a use, as a CONN_MAX_AGE"
+            " shorter than the rest ends them, or Python's garbage collector: repeat with a"
+            " shorter --settle"
+        )
+    at_work = len(seen.at_work())
+    if at_work >= options.least_leaked:
+        return f"{_number(at_work)} still worked after the rest: repeat with a longer --settle"
+    if found.used_again:
+        return ""
+    if found.unproven >= options.least_leaked:
+        return (
+            f"{_number(found.unproven)} of the first round stayed unused, and the second round"
+            " opened none, as if a cache answered: probe a URL that asks the database each time"
+        )
+    once = len(seen.once_used_in_second_round(requests.longest))
+    if once >= options.least_leaked:
+        return (
+            f"{_number(once)} of the second round stayed after one use, and no later request tells"
             " whether they are used again: repeat with more --requests"
         )
     return ""
 
 
-def _failures(requests: Requests, slots: Slots | None) -> str:
+def _failures(requests: Requests, full: Slots | None) -> str:
     parts = [f"{count} {reason}" for reason, count in sorted(requests.failures.items())]
-    parts += [
-        f"{count} answered {status}"
-        for status, count in sorted(requests.statuses.items())
-        if status >= 500
-    ]
+    parts += [f"{count} answered {status}" for status, count in sorted(requests.failed.items())]
     why = f"of {requests.sent} requests {', '.join(parts)}"
-    if slots and slots.used >= slots.total:
-        why += (
-            f"; all {slots.total} slots of the database server were taken: lower --concurrency, or"
-            " free slots first"
-        )
-    return why
+    return f"{why}; {_no_slot(full)}" if full else why
+
+
+def _no_slot(full: Slots) -> str:
+    return (
+        f"all {full.total} slots of the database server were taken: lower --concurrency, or free"
+        " slots first"
+    )
 
 
 def _refusals(requests: Requests, options: Options) -> str:
-    status, count = Counter(
-        {each: n for each, n in requests.statuses.items() if is_refusal(each)}
-    ).most_common(1)[0]
+    status, count = Counter(requests.refused).most_common(1)[0]
     why = f"{count} of {requests.sent} requests were answered {status}"
     if requests.location and status < 400:
         login = "probe without --cookie" if options.cookies else "log in by --cookie"
         return f"{why}, a redirect to {requests.location}: probe that URL, or {login}"
     if status in (401, 403):
         return f"{why}: log in by --cookie or --header"
-    return f"{why}, so the page wasn't reached"
+    return f"{why}, so the page wasn't reached; if that is its right answer, add --expect {status}"
 
 
 def _of(rows: Iterable[Row]) -> str:
@@ -272,7 +328,11 @@ def _of(rows: Iterable[Row]) -> str:
 
 
 def _sessions(number: int) -> str:
-    return "1 session is" if number == 1 else f"{number} sessions are"
+    return f"{_number(number)} {'is' if number == 1 else 'are'}"
+
+
+def _number(sessions: int) -> str:
+    return "1 session" if sessions == 1 else f"{sessions} sessions"
 
 
 def _most_common(values: Iterable[str | None]) -> list[str]:

@@ -304,19 +304,26 @@ def reap_all(
 
 def end_chosen(
     server: Server, alias: str, policy: Policy, chosen: Collection[tuple[int, datetime | None]]
-) -> list[Outcome]:
-    """Judge all sessions again, signal those of *chosen* that are due, and return their outcomes.
+) -> Iterator[Outcome]:
+    """Judge all sessions again, signal those of *chosen* that are due, and yield their outcomes.
 
     *chosen* has a pid and a backend_start for each session; those that have ended are left out.
-    Raises RunError, LostError and Django's database errors.
+    Raises RunError, LostError and Django's database errors; the outcomes before are true.
     """
     sessions = server.list_sessions()
     _refuse_blind(server, alias, sessions, policy)
-    return [
-        _signalled(server, session) if verdict is Verdict.REAP else _not_signalled(session, verdict)
-        for session, verdict in judge_all(sessions, policy)
-        if (session.pid, session.backend_start) in chosen
-    ]
+    for session, verdict in judge_all(sessions, policy):
+        if (session.pid, session.backend_start) not in chosen:
+            continue
+        if verdict is not Verdict.REAP:
+            yield _not_signalled(session, verdict)
+            continue
+        try:
+            outcome = _signalled(server, session)
+        except LostError:
+            yield Outcome(session, Action.FAILED, "connection_lost")
+            raise
+        yield outcome
 
 
 def _signalled(server: Server, session: Session) -> Outcome:

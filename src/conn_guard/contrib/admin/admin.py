@@ -23,6 +23,7 @@ from django.urls import URLPattern, path, reverse
 from conn_guard.contrib.admin.models import Session
 from conn_guard.contrib.admin.page import (
     NOT_IN_SCOPE,
+    NOT_TRIED,
     Choice,
     Identity,
     Line,
@@ -182,14 +183,16 @@ class SessionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             else:
                 still[identity(row.session)] = row.session
         try:
-            outcomes += end_chosen(observer.server(), alias, snapshot.policy, still)
+            for outcome in end_chosen(observer.server(), alias, snapshot.policy, tuple(still)):
+                still.pop(identity(outcome.session), None)
+                outcomes.append(outcome)
         except RunError as error:
             self.message_user(request, one_line(str(error)), messages.ERROR)
             return
         except (LostError, Error) as error:
             text = one_line(error_text(error, alias))
             self.message_user(request, f"{alias}: the signals failed: {text}", messages.ERROR)
-            outcomes += [Outcome(each, Action.FAILED, "connection_lost") for each in still.values()]
+            outcomes += [Outcome(each, Action.WOULD_SIGNAL, NOT_TRIED) for each in still.values()]
         self._log(request, alias, outcomes)
         for level, sentence in _told(outcomes, len(chosen)):
             self.message_user(request, sentence, level)
@@ -291,6 +294,8 @@ def _told(outcomes: Iterable[Outcome], asked: int) -> Iterable[tuple[int, str]]:
             yield messages.SUCCESS, f"Signalled {count}: pid {named}."
         elif action is Action.FAILED:
             yield messages.ERROR, f"Failed to signal {count} ({words}): pid {named}."
+        elif action is Action.WOULD_SIGNAL:
+            yield messages.WARNING, f"Did not signal {count} ({words}): pid {named}."
         else:
             yield messages.WARNING, f"Spared {count} ({words}): pid {named}."
     if asked:

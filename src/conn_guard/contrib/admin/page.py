@@ -43,9 +43,11 @@ WORDS = {
     Verdict.MOVED_ON: "was used in the meantime",
 }
 NOT_IN_SCOPE = "not_in_scope"
+NOT_TRIED = "not_tried"
 _REASONS = {
     **{verdict.value: words for verdict, words in WORDS.items()},
     NOT_IN_SCOPE: OUT_OF_SCOPE,
+    NOT_TRIED: "the page's own session had ended",
     "permission_denied": "the server refused the signal",
     "statement_timeout": "the server did not answer in time",
     "connection_lost": "the answer was lost, so it may have been signalled",

@@ -106,6 +106,12 @@ class Command(arguments.OneLineCommand):
             help="Look only at sessions with this application_name.",
         )
         add(
+            "--expect",
+            action="append",
+            metavar="STATUS",
+            help="This status is right, too, where it looks like an error, such as 404.",
+        )
+        add(
             "--min-leaked",
             metavar="N",
             default=default.min_leaked,
@@ -255,11 +261,12 @@ def _options(options: Mapping[str, Any]) -> Options:
         concurrency=_count(options, "concurrency"),
         modes=tuple(dict.fromkeys(_mode(each) for each in arguments.texts(options["mode"])))
         or default.modes,
-        headers=dict(_header(each) for each in arguments.texts(options["header"])),
+        headers=_headers(arguments.texts(options["header"])),
         cookies=dict(_cookie(each) for each in arguments.texts(options["cookie"])),
         data=_data(options["data"]),
         timeout=arguments.duration(options, "timeout") or default.timeout,
         settle=arguments.duration(options, "settle") or default.settle,
+        expect=tuple(map(_status, arguments.texts(options["expect"]))),
         applications=arguments.texts(options["application_name"]),
         min_leaked=_count(options, "min_leaked"),
         min_share=arguments.percent(options, "min_share") or 0.0,
@@ -282,6 +289,17 @@ def _mode(name: str) -> Mode:
         raise arguments.wrong(f"--mode: {name!r} is none of {names}.") from None
 
 
+def _headers(texts: Iterable[str]) -> dict[str, str]:
+    """Return the headers; the values of a name that is given twice are joined."""
+    headers: dict[str, str] = {}
+    for name, value in map(_header, texts):
+        known = next((each for each in headers if each.lower() == name.lower()), name)
+        # Source: RFC 9110, section 5.3, and RFC 6265, section 5.4.
+        separator = "; " if name.lower() == "cookie" else ", "
+        headers[known] = f"{headers[known]}{separator}{value}" if known in headers else value
+    return headers
+
+
 # No message shows a header or a cookie, because the whole text may be a secret.
 def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
@@ -295,6 +313,12 @@ def _cookie(text: str) -> tuple[str, str]:
     if not sign or not _TOKEN.fullmatch(name) or ";" in value or _CONTROL.search(value):
         raise arguments.wrong("--cookie: write NAME=VALUE, one cookie for each --cookie.")
     return name, value
+
+
+def _status(text: str) -> int:
+    if not re.fullmatch("[1-5][0-9]{2}", text):
+        raise arguments.wrong(f"--expect: {shown(text)} is no status. Write 404.")
+    return int(text)
 
 
 def _data(path: object) -> bytes | None:
