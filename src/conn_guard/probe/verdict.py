@@ -167,7 +167,7 @@ class _Found:
     unused: Sequence[Row]
     """The leaked ones."""
     replaced: int
-    """Unused ones that a new session a worker may have replaced."""
+    """Unused ones that ended and that a new session of the same worker may have replaced."""
     unproven: int
     """Unused ones after which no session was opened that would prove a load of the same kind."""
     used_again: Sequence[Row]
