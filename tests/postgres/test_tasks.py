@@ -243,7 +243,8 @@ def test_the_session_of_a_worker_outlives_the_jobs_of_its_children(
     redis_server, tmp_path, sessions
 ):
     with rq_worker("rq worker", tmp_path, redis_server, PARENT_QUERIES="1") as worker:
-        (parents,) = until(lambda: sessions(worker))
+        # The worker imports Django before it opens its session.
+        (parents,) = until(lambda: sessions(worker), timeout=30)
         worker.perform("query")
         assert sessions(worker) == [parents]
 
