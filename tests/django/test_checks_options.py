@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from types import SimpleNamespace
 
+import django
 import pytest
 from django.db.backends.postgresql.psycopg_any import IsolationLevel, is_psycopg3
 
@@ -49,8 +50,9 @@ def test_what_django_takes_out_of_options_is_known():
         "assume_role": "app",
         "server_side_binding": True,
         "isolation_level": IsolationLevel.SERIALIZABLE,
-        "pool": False,
     }
+    if django.VERSION >= (5, 1):
+        own["pool"] = False
     assert ids(alias(OPTIONS=own)) == set()
 
 
