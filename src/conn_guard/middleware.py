@@ -181,7 +181,7 @@ class _Close:
                 type(response).close(response)
             else:
                 stand_in = HttpResponseBase()
-                stand_in._resource_closers = self.closers
+                stand_in._resource_closers = self.closers  # type: ignore[attr-defined]
                 stand_in.close()
         finally:
             if scope is not None:
