@@ -26,6 +26,7 @@ from conn_guard.connections import scopes
 from conn_guard.middleware import ConnectionGuardMiddleware, _streams_a_file
 from tests.django import urls
 from tests.support.handlers import asgi, wsgi
+from tests.support.polling import until
 
 pytestmark = [
     pytest.mark.usefixtures("middleware_installed"),
@@ -125,7 +126,7 @@ def test_without_autocommit_a_request_that_only_reads_logs_no_warning(
     }
     assert len(sessions) == 1
     assert caplog.messages == []
-    assert observer.states(alias) == (["idle"] if max_age else [])
+    until(lambda: observer.states(alias) == (["idle"] if max_age else []))
     worker(lambda: connections[alias].close())
 
 
