@@ -397,18 +397,20 @@ class WatchApp(App[Sequence[Snapshot] | Exception]):
 
     async def _end(self, line: Line, snapshot: Snapshot) -> None:
         loop = asyncio.get_running_loop()
+        outcomes: list[Outcome] = []
 
-        def end() -> list[Outcome]:
-            observer = self._observers[snapshot.alias]
-            server = observer.server()
-            return list(end_chosen(server, snapshot.alias, snapshot.policy, line.chosen))
+        def end() -> None:
+            server = self._observers[snapshot.alias].server()
+            for outcome in end_chosen(server, snapshot.alias, snapshot.policy, line.chosen):
+                outcomes.append(outcome)
 
         try:
-            outcomes = await loop.run_in_executor(self._thread, end)
+            await loop.run_in_executor(self._thread, end)
         except RunError as error:
             self._say(str(error))
         except Exception as error:  # noqa: BLE001 - the view goes on, and looks again
-            self._say(f"{type(error).__name__}: the sessions could not be ended; look again.")
+            done = told(outcomes, len(outcomes)) if outcomes else "the sessions could not be ended"
+            self._say(f"{type(error).__name__}: {done}; look again.")
         else:
             self._say(f"{line.name}: {told(outcomes, len(line.chosen))}.")
         self._wake.set()
