@@ -79,13 +79,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _configure(known.dsn, os.environ)
     elif known.dsn is not None:
         _fail("lint reads files and no server. Leave --dsn out.")
-    door = _command(command)
-    if known.dsn is None and not any(map(os.environ.get, _ADDRESSES)):
-        door.before_login = partial(_refuse_no_server, name)
+    to_run = _command(command)
+    is_unnamed = known.dsn is None and not any(map(os.environ.get, _ADDRESSES))
+    if is_unnamed:
+        to_run.before_login = partial(_refuse_no_server, name)
     if name == "check" and not {"-h", "--help"}.intersection(options):
-        door.before_login()
+        if is_unnamed:
+            _refuse_no_server(name)
         _refuse_silence()
-    door.run_from_argv(["conn-guard", name, *more, *options])
+    to_run.run_from_argv(["conn-guard", name, *more, *options])
 
 
 def _configure(dsn: str | None, environ: Mapping[str, str]) -> None:
@@ -117,7 +119,6 @@ def _configure(dsn: str | None, environ: Mapping[str, str]) -> None:
 def _command(name: str) -> Any:
     """Return the command *name*, which shows commands as they are typed here."""
     command: Any = load_command_class("django.core" if name == "check" else "conn_guard", name)
-    command.before_login = lambda: None
     command.idle_reaper = "conn-guard reap"
     command.reads_project = False
     return command

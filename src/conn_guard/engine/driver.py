@@ -96,9 +96,13 @@ class DriverConnection:
         """Return whether types were registered on this connection after it was made."""
         return self._registered() != self.registered
 
-    def has_own_modes(self) -> bool:
-        """Return whether the driver was told another mode of transactions after connect."""
-        return self.raw.autocommit != self.autocommit or self._modes() != self.modes
+    def was_set_up(self) -> bool:
+        """Return whether the driver was told types or modes of transactions after connect."""
+        return (
+            self.has_own_adapters()
+            or self.raw.autocommit != self.autocommit
+            or self._modes() != self.modes
+        )
 
     def _modes(self) -> object:
         raw = self.raw

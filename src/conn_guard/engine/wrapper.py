@@ -272,8 +272,7 @@ class GuardedWrapper(_Base):
             or not conf.current().engine_replace.get(self.alias, True)
             or not lease.driver_connection.shows_statements
             or not lease.driver_connection.has_settings_as_connected()
-            or lease.driver_connection.has_own_adapters()
-            or lease.driver_connection.has_own_modes()
+            or lease.driver_connection.was_set_up()
         ):
             return False
         lease.replaced = True
@@ -460,11 +459,7 @@ class GuardedWrapper(_Base):
             ):
                 return False
             lease.asked_at_use = lease.used_at
-            pinned = (
-                bool(self.conn_guard_pins)
-                or lease.driver_connection.has_own_adapters()
-                or lease.driver_connection.has_own_modes()
-            )
+            pinned = bool(self.conn_guard_pins) or lease.driver_connection.was_set_up()
             if (pinned or not shared) and lease.holds_state(pinned=pinned):
                 return False
             if for_held is not None:

@@ -19,28 +19,32 @@ from conn_guard.sessions.policy import Policy, Verdict
 from conn_guard.sessions.report import Exit, RunError
 from conn_guard.sessions.scope import grant, identity, missing_rights, scope
 from conn_guard.sessions.server import ServerClient
-from conn_guard.sessions.session import CLIENT_BACKEND, REPORT_APPLICATION, Session
+from conn_guard.sessions.session import (
+    CLIENT_BACKEND,
+    REPORT_APPLICATION,
+    STATEMENT_BYTES,
+    Session,
+)
 from conn_guard.sessions.shape import MOST_CHARACTERS, shape
 from conn_guard.sessions.stop import Stop
 
 logger = logging.getLogger("conn_guard.report")
 
 # The text is read for its shape alone, and dropped. It is read as bytes: in a database with another
-# encoding, sessions have texts that the server can't convert and our driver can't decode. Doubled
-# backslashes are what the cast to bytea takes for one. The server keeps track_activity_query_size
-# bytes; a multi-byte character at the end may leave four of them unused. set_config is what Django
-# sends after a login: a session that ended with it was opened, by a pool for example, and not used.
-LAST_STATEMENTS = """
+# encoding, sessions have texts that our driver can't decode. The server keeps
+# track_activity_query_size bytes; a multi-byte character at the end may leave four of them unused.
+# set_config is what Django sends after a login: a session that ended with it was opened, by a pool
+# for example, and not used.
+LAST_STATEMENTS = f"""
 SELECT a.pid,
-       substring(replace(a.query, chr(92), repeat(chr(92), 2))::bytea FROM 1 FOR %(most)s)
-           AS query,
+       substring({STATEMENT_BYTES} FROM 1 FOR %(most)s) AS query,
        octet_length(a.query) >= s.setting::int - 5 AS is_cut,
        a.query ~* '^[[:space:]]*select[[:space:]]+(pg_catalog[.])?set_config[[:space:]]*[(]'
            AS is_unused,
        pg_encoding_to_char(d.encoding) AS encoding
 FROM pg_stat_activity a LEFT JOIN pg_database d ON d.oid = a.datid, pg_settings s
 WHERE a.backend_type = 'client backend' AND s.name = 'track_activity_query_size'
-"""
+"""  # noqa: S608 - the part that is put in is a constant
 
 # pg_blocking_pids locks the server's table of locks for a moment: only sessions that wait are asked
 # about, and no more than a hundred.

@@ -14,7 +14,7 @@ from django.db.utils import load_backend
 
 from conn_guard.sessions.census import Limits
 from conn_guard.sessions.login import Login, OwnSession, named_rows, own_settings
-from conn_guard.sessions.session import Session, State, last_statement
+from conn_guard.sessions.session import STATEMENT_BYTES, Session, State, last_statement
 from conn_guard.sessions.stamp import unstamped
 from conn_guard.sessions.stop import Stop
 
@@ -28,7 +28,7 @@ logger = logging.getLogger("conn_guard.postgres")
 # last_statement() drops it. It is read in ASCII, other bytes escaped: in a database with another
 # encoding, sessions have texts in which our database finds no words and our driver no characters.
 # pg_has_role(..., 'USAGE') is the server's own test before it signals.
-LIST = """
+LIST = f"""
 SELECT a.pid,
        (extract(epoch FROM a.backend_start) * 1000000)::bigint AS backend_start_us,
        a.backend_type,
@@ -51,11 +51,11 @@ SELECT a.pid,
 FROM pg_stat_activity a
 LEFT JOIN pg_roles r ON r.oid = a.usesysid
 CROSS JOIN LATERAL (
-    SELECT encode(replace(a.query, chr(92), repeat(chr(92), 2))::bytea, 'escape') AS query
+    SELECT encode({STATEMENT_BYTES}, 'escape') AS query
 ) AS t
 WHERE a.datid IS NOT NULL OR a.usesysid IS NOT NULL
 ORDER BY a.state_change NULLS LAST, a.pid
-"""
+"""  # noqa: S608 - the part that is put in is a constant
 
 # Read after LIST: a session that takes a lock in between has a new state_change, so SIGNAL spares
 # it. Only advisory locks count: an idle session may still show SIReadLock of a committed reader.

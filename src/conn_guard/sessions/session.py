@@ -15,6 +15,11 @@ REPORT_APPLICATION = "conn_guard:report"
 PROBE_APPLICATION = "conn_guard:leak_probe"
 """The application_name of the probe's own session."""
 OWN_APPLICATIONS = (REAPER_APPLICATION, REPORT_APPLICATION, PROBE_APPLICATION)
+STATEMENT_BYTES = "replace(a.query, chr(92), repeat(chr(92), 2))::bytea"
+"""The SQL of the bytes of a last statement; the cast takes two backslashes for one.
+
+In a database with another encoding, sessions have texts that the server can't convert.
+"""
 
 
 class State(Enum):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from datetime import timedelta
 
 from conn_guard.sessions.policy import ANY_USER, Policy
-from conn_guard.sessions.session import OWN_APPLICATIONS
+from conn_guard.sessions.session import OWN_APPLICATIONS, STATEMENT_BYTES
 from conn_guard.text import sql_name
 
 LONGEST_TIMEOUT = timedelta(milliseconds=2**31 - 1)
@@ -76,7 +76,7 @@ BEGIN
             FROM pg_stat_activity AS a
             LEFT JOIN pg_roles AS r ON r.oid = a.usesysid,
             regexp_replace(coalesce(a.application_name, ''), {stamp}, '\\1') AS bare,
-            encode(replace(a.query, chr(92), repeat(chr(92), 2))::bytea, 'escape') AS said
+            encode({statement}, 'escape') AS said
             WHERE {covered} AND a.backend_type = 'client backend' AND a.pid <> pg_backend_pid()
         ) AS a
         WHERE a.is_judged AND a.recent > {keep}
@@ -143,6 +143,7 @@ def render_procedure(policy: Policy, *, version_num: int) -> list[str]:
         listen=_text(_LISTEN),
         holds_state=_text(_HOLDS_STATE),
         comment=_text(_COMMENT),
+        statement=STATEMENT_BYTES,
     )
     tag = "$conn_guard$"
     while tag in sql:  # a role may have any name
