@@ -174,6 +174,25 @@ def server(started) -> Iterator[OwnServer]:
 
 
 @pytest.fixture
+def signals_until_lost(server, monkeypatch) -> list[int]:
+    """The pids that get a signal, in order; before the second one the sender's session ends."""
+    from conn_guard.sessions.server import Server
+
+    order: list[int] = []
+    sent = Server.signal
+
+    def signal(self, session):
+        order.append(session.pid)
+        if len(order) == 2:
+            own = self.session.value("SELECT pg_backend_pid() AS pid", ())
+            server.ask("SELECT pg_terminate_backend(%s)", [own])
+        return sent(self, session)
+
+    monkeypatch.setattr(Server, "signal", signal)
+    return order
+
+
+@pytest.fixture
 def alive(ask):
     """Return a function that tells whether a session is still there."""
     return lambda session: bool(ask("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [session.pid]))

@@ -16,7 +16,6 @@ from django.test import Client, override_settings
 from conn_guard.contrib.admin.page import WORDS
 from conn_guard.sessions import login
 from conn_guard.sessions.policy import Verdict
-from conn_guard.sessions.server import Server
 from conn_guard.sessions.stop import Stop
 from tests.postgres.admin_site import admin_project
 from tests.postgres.admin_site.visit import PAGE, Operator, logged
@@ -26,7 +25,6 @@ from tests.support.programs import free_port
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-OWN_PID = "SELECT pg_backend_pid() AS pid"
 ROLES = {"app": "LOGIN", "billing": "LOGIN", "limited": "LOGIN CONNECTION LIMIT 2"}
 
 
@@ -372,23 +370,14 @@ def test_a_session_of_the_page_that_ends_leaves_a_log_of_what_was_tried(
 
 
 def test_the_signals_before_the_pages_session_ended_are_logged_and_told(
-    server, operator, monkeypatch
+    server, operator, signals_until_lost
 ):
     sessions = {each.pid: each for each in (server.session() for _ in range(3))}
     server.rested(*sessions.values())
     operator.ask(*sessions.values())
-    order = []
-    sent = Server.signal
-
-    def signal(self, session):
-        order.append(session.pid)
-        if len(order) == 2:
-            server.ask("SELECT pg_terminate_backend(%s)", [self.session.value(OWN_PID, ())])
-        return sent(self, session)
-
-    monkeypatch.setattr(Server, "signal", signal)
     lost, *told = operator.confirm()
     assert lost.startswith("own: the signals failed: ")
+    order = signals_until_lost
     (left,) = set(sessions) - set(order)
     assert told == [
         f"Signalled 1 session: pid {order[0]}.",

@@ -16,14 +16,11 @@ from conn_guard.sessions import login
 from conn_guard.sessions.groups import DEFAULT_BY
 from conn_guard.sessions.look import Observer, look_at_all
 from conn_guard.sessions.policy import Policy
-from conn_guard.sessions.server import Server
 from conn_guard.sessions.stop import Stop
 from tests.support.own_server import OwnServer
 from tests.support.reaping import new_role
 
 pytestmark = pytest.mark.django_db(databases=[])
-
-OWN_PID = "SELECT pg_backend_pid() AS pid"
 
 
 class Screen:
@@ -228,26 +225,20 @@ def test_a_session_that_woke_after_the_question_is_spared(view, server):
     assert server.alive(session)
 
 
-def test_what_was_signalled_before_the_views_session_ended_is_told(view, server, monkeypatch):
+def test_what_was_signalled_before_the_views_session_ended_is_told(
+    view, server, signals_until_lost
+):
     sessions = [server.session() for _ in range(3)]
     server.rested(*sessions)
-    order = []
-    sent = Server.signal
-
-    def signal(self, session):
-        order.append(session.pid)
-        if len(order) == 2:
-            server.ask("SELECT pg_terminate_backend(%s)", [self.session.value(OWN_PID, ())])
-        return sent(self, session)
-
-    monkeypatch.setattr(Server, "signal", signal)
 
     async def play(screen: Screen) -> None:
         await screen.shows("ends 3")
         await screen.press("p", "t")
         await screen.shows("Terminate 3 of 3")
         await screen.press("y")
-        await screen.shows(rf"LostError: signalled 1; failed .* 1: pid {order[1]}; look again")
+        await screen.shows(
+            rf"LostError: signalled 1; failed .* 1: pid {signals_until_lost[1]}; look again"
+        )
 
     view(play)
     assert sum(map(server.alive, sessions)) == 2
